@@ -1,0 +1,177 @@
+//! Writing attributes into a caller's buffer, with the length checks that netlink's 16-bit attribute
+//! length needs.
+
+use crate::WireError;
+use crate::attr::{HEADER_LEN, align};
+
+/// Longest payload of one attribute in bytes: the length field counts the header too.
+pub const PAYLOAD_MAX: usize = u16::MAX as usize - HEADER_LEN;
+
+/// Appends attributes to a buffer.
+///
+/// The first value that does not fit is remembered and returned by [`AttrBuilder::finish`]; what
+/// follows it is ignored, so that a chain of writes needs one check. Nested attributes are written
+/// without `NLA_F_NESTED`, as every kernel's Open vSwitch accepts them.
+#[derive(Debug)]
+pub struct AttrBuilder<'b> {
+    buf: &'b mut Vec<u8>,
+    failed: Option<WireError>,
+}
+
+impl<'b> AttrBuilder<'b> {
+    /// Appends to `buf`, whose length must be a multiple of 4 (messages always are).
+    pub fn new(buf: &'b mut Vec<u8>) -> Self {
+        debug_assert_eq!(buf.len() % 4, 0, "attributes start aligned");
+        Self { buf, failed: None }
+    }
+
+    /// An attribute with `payload` as its value.
+    pub fn bytes(&mut self, kind: u16, payload: &[u8]) -> &mut Self {
+        if self.failed.is_some() {
+            return self;
+        }
+        if payload.len() > PAYLOAD_MAX {
+            self.failed = Some(WireError::TooLong { kind, len: payload.len() });
+            return self;
+        }
+        self.buf.extend(((payload.len() + HEADER_LEN) as u16).to_ne_bytes());
+        self.buf.extend(kind.to_ne_bytes());
+        self.buf.extend(payload);
+        self.pad();
+        self
+    }
+
+    /// An attribute without a value.
+    pub fn flag(&mut self, kind: u16) -> &mut Self {
+        self.bytes(kind, &[])
+    }
+
+    /// A byte.
+    pub fn u8(&mut self, kind: u16, value: u8) -> &mut Self {
+        self.bytes(kind, &[value])
+    }
+
+    /// A host-endian u16.
+    pub fn u16(&mut self, kind: u16, value: u16) -> &mut Self {
+        self.bytes(kind, &value.to_ne_bytes())
+    }
+
+    /// A big-endian u16.
+    pub fn be16(&mut self, kind: u16, value: u16) -> &mut Self {
+        self.bytes(kind, &value.to_be_bytes())
+    }
+
+    /// A host-endian u32.
+    pub fn u32(&mut self, kind: u16, value: u32) -> &mut Self {
+        self.bytes(kind, &value.to_ne_bytes())
+    }
+
+    /// A big-endian u32.
+    pub fn be32(&mut self, kind: u16, value: u32) -> &mut Self {
+        self.bytes(kind, &value.to_be_bytes())
+    }
+
+    /// A host-endian u64.
+    pub fn u64(&mut self, kind: u16, value: u64) -> &mut Self {
+        self.bytes(kind, &value.to_ne_bytes())
+    }
+
+    /// An array of host-endian u32.
+    pub fn u32s(&mut self, kind: u16, values: &[u32]) -> &mut Self {
+        self.nest(kind, |b| b.buf.extend(values.iter().flat_map(|v| v.to_ne_bytes())))
+    }
+
+    /// A NUL-terminated string.
+    pub fn str(&mut self, kind: u16, value: &str) -> &mut Self {
+        self.nest(kind, |b| {
+            b.buf.extend(value.as_bytes());
+            b.buf.push(0);
+        })
+    }
+
+    /// An attribute whose value is what `fill` writes.
+    pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut AttrBuilder<'_>)) -> &mut Self {
+        if self.failed.is_some() {
+            return self;
+        }
+        let start = self.buf.len();
+        self.buf.extend([0; HEADER_LEN]);
+        fill(self);
+        let len = self.buf.len() - start;
+        if len > u16::MAX as usize {
+            self.failed.get_or_insert(WireError::TooLong { kind, len: len - HEADER_LEN });
+            return self;
+        }
+        self.buf[start..start + 2].copy_from_slice(&(len as u16).to_ne_bytes());
+        self.buf[start + 2..start + 4].copy_from_slice(&kind.to_ne_bytes());
+        self.pad();
+        self
+    }
+
+    /// Attributes that are encoded already, such as a key to be echoed. `encoded` is copied as it is
+    /// and padded to the alignment.
+    pub fn raw(&mut self, encoded: &[u8]) -> &mut Self {
+        if self.failed.is_none() {
+            self.buf.extend(encoded);
+            self.pad();
+        }
+        self
+    }
+
+    /// Remembers `err` unless an earlier one is remembered.
+    pub fn fail(&mut self, err: WireError) {
+        self.failed.get_or_insert(err);
+    }
+
+    /// The first thing that did not fit, if any.
+    pub fn finish(&mut self) -> Result<(), WireError> {
+        self.failed.map_or(Ok(()), Err)
+    }
+
+    fn pad(&mut self) {
+        let len = align(self.buf.len());
+        self.buf.resize(len, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Attrs;
+
+    #[test]
+    fn writes_what_attrs_reads() {
+        let mut buf = Vec::new();
+        let mut b = AttrBuilder::new(&mut buf);
+        b.str(1, "dp0").u32(2, 7).nest(3, |b| {
+            b.be16(1, 0x0800).u32s(2, &[1, 2]);
+        });
+        b.finish().unwrap();
+        let all: Vec<_> = Attrs::new(&buf).collect::<Result<_, _>>().unwrap();
+        assert_eq!(all[0].str("name"), Ok("dp0"));
+        assert_eq!(all[1].u32("x"), Ok(7));
+        let inner: Vec<_> = all[2].nested().collect::<Result<_, _>>().unwrap();
+        assert_eq!(inner[0].be16("x"), Ok(0x0800));
+        assert_eq!(inner[1].payload.len(), 8);
+    }
+
+    #[test]
+    fn refuses_what_a_16_bit_length_cannot_say() {
+        let mut buf = Vec::new();
+        let mut b = AttrBuilder::new(&mut buf);
+        b.bytes(5, &vec![0; PAYLOAD_MAX]);
+        assert_eq!(b.finish(), Ok(()));
+        b.bytes(6, &vec![0; PAYLOAD_MAX + 1]).u32(7, 1);
+        assert_eq!(b.finish(), Err(WireError::TooLong { kind: 6, len: PAYLOAD_MAX + 1 }));
+    }
+
+    #[test]
+    fn refuses_a_nest_that_grew_too_long() {
+        let mut buf = Vec::new();
+        let mut b = AttrBuilder::new(&mut buf);
+        b.nest(9, |b| {
+            b.bytes(1, &vec![0; 40_000]).bytes(2, &vec![0; 40_000]);
+        });
+        assert!(matches!(b.finish(), Err(WireError::TooLong { kind: 9, .. })));
+    }
+}
