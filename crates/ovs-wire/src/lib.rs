@@ -15,16 +15,20 @@
 //! Layout facts are those of `include/uapi/linux/openvswitch.h` and `net/openvswitch/*.c` of the
 //! kernel; each item names its own.
 
+pub mod action;
 pub mod attr;
 pub mod build;
 pub mod datapath;
 pub mod error;
 pub mod family;
 pub mod flow;
+pub mod key;
 pub mod nl;
 pub mod packet;
 pub mod vport;
 
+pub use action::{Action, ActionBuf, Actions};
 pub use attr::{Attr, Attrs};
 pub use build::AttrBuilder;
 pub use error::WireError;
+pub use key::{FlowKey, KeyAttr, KeySummary, MacAddr, VlanTci};
