@@ -1,1 +1,16 @@
-//! 
+//! Generic-netlink sockets for the rates of a slow path: options, non-blocking receive, batched send,
+//! drop counters.
+//!
+//! It refuses to know what is in a message, and it is the only crate of the workspace that may hold
+//! `unsafe` code (the module `sys`: socket options that no library offers).
+//!
+//! A [`Socket`] is set up for upcalls: connected to the kernel, so that other processes cannot send to
+//! it; without the overflow latch, so that it takes messages again as soon as it has room
+//! ([`Socket::open`] says how); with extended acknowledgements. [`AsyncSocket`] waits for it on tokio.
+
+mod socket;
+mod stream;
+mod sys;
+
+pub use socket::{Datagram, MemInfo, RecvBuffer, Socket};
+pub use stream::{AsyncSocket, Ready};

@@ -1,0 +1,197 @@
+//! The socket itself.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use rustix::net::netlink::{GENERIC, SocketAddrNetlink};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+
+use crate::sys;
+
+/// A generic-netlink socket connected to the kernel.
+#[derive(Debug)]
+pub struct Socket {
+    fd: OwnedFd,
+    port_id: u32,
+}
+
+/// A datagram that was received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Datagram {
+    /// Bytes in the buffer.
+    pub len: usize,
+    /// Bytes the datagram had; more than `len` if the buffer was too small.
+    pub full_len: usize,
+}
+
+impl Datagram {
+    /// Did the buffer cut it?
+    pub fn is_truncated(self) -> bool {
+        self.full_len > self.len
+    }
+}
+
+/// What [`Socket::set_recv_buffer`] reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecvBuffer {
+    /// Bytes of kernel memory queued messages may take, overhead included: the kernel doubles what
+    /// was asked for.
+    pub effective_bytes: usize,
+    /// Was the limit of `net.core.rmem_max` passed by privilege (`CAP_NET_ADMIN`)?
+    pub forced: bool,
+}
+
+/// Memory and losses of a socket (`SO_MEMINFO`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemInfo {
+    /// Bytes of kernel memory the queued messages take, overhead included.
+    pub queued_bytes: u32,
+    /// Limit of `queued_bytes`.
+    pub recv_buffer_bytes: u32,
+    /// Messages the kernel dropped because the limit was reached, since the socket was made; wraps.
+    pub drops: u32,
+}
+
+impl Socket {
+    /// Opens a socket in the network namespace of the calling thread.
+    ///
+    /// * Non-blocking and close-on-exec, bound to a port id of the kernel's choice.
+    /// * Connected to port id 0: the kernel refuses messages from other sockets at their sender.
+    /// * `NETLINK_NO_ENOBUFS`: without it, one overflow makes the kernel drop every later message
+    ///   until the queue has been read empty (`netlink_overrun`, `net/netlink/af_netlink.c`). Losses
+    ///   are read from [`MemInfo::drops`] instead.
+    /// * Extended acknowledgements on, without the request repeated in them.
+    pub fn open() -> io::Result<Self> {
+        let fd = rustix::net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            Some(GENERIC),
+        )?;
+        for option in [libc::NETLINK_NO_ENOBUFS, libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {
+            sys::enable_netlink_option(fd.as_fd(), option)?;
+        }
+        rustix::net::bind(&fd, &SocketAddrNetlink::new(0, 0))?;
+        rustix::net::connect(&fd, &SocketAddrNetlink::new(0, 0))?;
+        let name = SocketAddrNetlink::try_from(rustix::net::getsockname(&fd)?)?;
+        Ok(Self { fd, port_id: name.pid() })
+    }
+
+    /// The socket's address: what the kernel is told to send upcalls to. Never 0. Not a process id.
+    pub fn port_id(&self) -> u32 {
+        self.port_id
+    }
+
+    /// Asks for `bytes` of receive buffer: by force where permitted, else as far as
+    /// `net.core.rmem_max` lets it grow.
+    pub fn set_recv_buffer(&self, bytes: usize) -> io::Result<RecvBuffer> {
+        let forced = sockopt::set_socket_recv_buffer_size_force(&self.fd, bytes).is_ok();
+        if !forced {
+            sockopt::set_socket_recv_buffer_size(&self.fd, bytes)?;
+        }
+        let effective_bytes = sockopt::socket_recv_buffer_size(&self.fd)?;
+        Ok(RecvBuffer { effective_bytes, forced })
+    }
+
+    /// Queue, limit and losses now.
+    pub fn mem_info(&self) -> io::Result<MemInfo> {
+        let words = sys::meminfo(self.fd.as_fd())?;
+        Ok(MemInfo {
+            queued_bytes: words[libc::SK_MEMINFO_RMEM_ALLOC as usize],
+            recv_buffer_bytes: words[libc::SK_MEMINFO_RCVBUF as usize],
+            drops: words[libc::SK_MEMINFO_DROPS as usize],
+        })
+    }
+
+    /// Takes the next datagram; `Ok(None)` if there is none.
+    pub fn recv(&self, buf: &mut [u8]) -> io::Result<Option<Datagram>> {
+        match rustix::net::recv(&self.fd, buf, RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
+            Ok((len, full_len)) => Ok(Some(Datagram { len, full_len })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(err) => Err(err.into()),
+        }
+    }
+
+    /// Sends a datagram of one or more whole messages. The kernel handles them before this returns;
+    /// errors come back as messages.
+    pub fn send(&self, datagram: &[u8]) -> io::Result<()> {
+        rustix::net::send(&self.fd, datagram, SendFlags::empty())?;
+        Ok(())
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A request for all generic-netlink families: answered by any kernel, without privileges.
+    const DUMP_FAMILIES: [u8; 20] =
+        [20, 0, 0, 0, 0x10, 0, 1, 3, 7, 0, 0, 0, 0, 0, 0, 0, 3, 2, 0, 0];
+
+    #[test]
+    fn every_socket_has_its_own_port_id() {
+        let (a, b) = (Socket::open().unwrap(), Socket::open().unwrap());
+        assert_ne!(a.port_id(), 0);
+        assert_ne!(a.port_id(), b.port_id());
+    }
+
+    #[test]
+    fn asks_and_receives() {
+        let socket = Socket::open().unwrap();
+        let mut buf = vec![0u8; 65536];
+        assert_eq!(socket.recv(&mut buf).unwrap(), None);
+        socket.send(&DUMP_FAMILIES).unwrap();
+        let got = socket.recv(&mut buf).unwrap().unwrap();
+        assert!(got.len > 16 && !got.is_truncated());
+    }
+
+    #[test]
+    fn says_how_long_a_cut_datagram_was() {
+        let socket = Socket::open().unwrap();
+        socket.send(&DUMP_FAMILIES).unwrap();
+        let got = socket.recv(&mut [0u8; 32]).unwrap().unwrap();
+        assert_eq!(got.len, 32);
+        assert!(got.is_truncated());
+    }
+
+    #[test]
+    fn other_processes_cannot_send_to_it() {
+        let socket = Socket::open().unwrap();
+        let other = rustix::net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            Some(GENERIC),
+        )
+        .unwrap();
+        let to = SocketAddrNetlink::new(socket.port_id(), 0);
+        let sent = rustix::net::sendto(&other, &DUMP_FAMILIES, SendFlags::empty(), &to);
+        // Root is refused because the socket is connected, others because they are not root.
+        assert!(matches!(sent, Err(rustix::io::Errno::CONNREFUSED | rustix::io::Errno::PERM)));
+        assert_eq!(socket.recv(&mut [0u8; 64]).unwrap(), None);
+    }
+
+    #[test]
+    fn buffer_and_queue_are_reported() {
+        let socket = Socket::open().unwrap();
+        let reached = socket.set_recv_buffer(64 << 10).unwrap();
+        assert_eq!(reached.effective_bytes, 128 << 10);
+        socket.send(&DUMP_FAMILIES).unwrap();
+        let info = socket.mem_info().unwrap();
+        assert_eq!(info.recv_buffer_bytes, 128 << 10);
+        assert!(info.queued_bytes > 0);
+        assert_eq!(info.drops, 0);
+    }
+}

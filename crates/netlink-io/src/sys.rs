@@ -1,0 +1,43 @@
+//! Socket options that rustix does not have. Every `unsafe` block of the workspace is in this file.
+#![allow(unsafe_code, reason = "setsockopt and getsockopt with types no library declares")]
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Number of words `SO_MEMINFO` reports (`SK_MEMINFO_VARS`, `include/uapi/linux/sock_diag.h`).
+const MEMINFO_WORDS: usize = 9;
+
+/// Switches a boolean option of level `SOL_NETLINK` on.
+pub(crate) fn enable_netlink_option(fd: BorrowedFd<'_>, option: libc::c_int) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: `fd` is open for the call; the pointer and the length describe `on`, which outlives it.
+    let rc = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_NETLINK,
+            option,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Reads `SO_MEMINFO`: words by `SK_MEMINFO_*`. A kernel that reports fewer leaves zeros.
+pub(crate) fn meminfo(fd: BorrowedFd<'_>) -> io::Result<[u32; MEMINFO_WORDS]> {
+    let mut words = [0u32; MEMINFO_WORDS];
+    let mut len = size_of_val(&words) as libc::socklen_t;
+    // SAFETY: `fd` is open for the call; the kernel writes at most `len` bytes to `words`, which is
+    // that long and outlives the call, and any bytes are valid for `u32`.
+    let rc = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            words.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if rc == 0 { Ok(words) } else { Err(io::Error::last_os_error()) }
+}
