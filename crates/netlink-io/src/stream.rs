@@ -3,10 +3,9 @@
 use std::io;
 use std::sync::Arc;
 
-use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
-use crate::{Datagram, Socket};
+use crate::{Datagram, Socket, sys};
 
 /// A socket registered with the runtime of the thread that made it.
 #[derive(Debug)]
@@ -19,7 +18,7 @@ impl AsyncSocket {
     ///
     /// Outside a tokio runtime with I/O enabled.
     pub fn new(socket: Arc<Socket>) -> io::Result<Self> {
-        AsyncFd::register_with_interest(socket, Interest::READABLE).map(Self)
+        sys::register(socket).map(Self)
     }
 
     /// The socket.

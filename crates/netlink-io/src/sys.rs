@@ -1,9 +1,18 @@
-//! Socket options that rustix does not have. Every `unsafe` block of the workspace is in this file.
-#![allow(unsafe_code, reason = "setsockopt and getsockopt with types no library declares")]
+//! Socket options that rustix does not have, and registration with tokio. Every `unsafe` block of the workspace is in this file.
+#![allow(
+    unsafe_code,
+    reason = "socket options with types no library declares; tokio asks for a promise about the fd"
+)]
 
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::Socket;
 
 /// Number of words `SO_MEMINFO` reports (`SK_MEMINFO_VARS`, `include/uapi/linux/sock_diag.h`).
 const MEMINFO_WORDS: usize = 9;
@@ -40,4 +49,11 @@ pub(crate) fn meminfo(fd: BorrowedFd<'_>) -> io::Result<[u32; MEMINFO_WORDS]> {
         )
     };
     if rc == 0 { Ok(words) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Registers a socket with the runtime of this thread, for reading.
+pub(crate) fn register(socket: Arc<Socket>) -> io::Result<AsyncFd<Arc<Socket>>> {
+    // SAFETY: the descriptor must stay open and the same until it is deregistered. `Socket` owns it,
+    // never replaces it, and closes it when the last `Arc` goes; the `AsyncFd` holds one.
+    unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(Into::into)
 }
