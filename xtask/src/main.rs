@@ -1,2 +1,49 @@
-//! 
-fn main() {}
+//! The one door for people and CI: `cargo xtask setup | vm | test | demo | fuzz | tidy | check`.
+//!
+//! It refuses to link any of the product's crates: it builds them, boots kernels around them and
+//! reads what they print, so it can never pass because it shares their mistakes.
+
+mod accel;
+mod apt;
+mod build;
+mod cache;
+mod cmd;
+mod console;
+mod debian;
+mod guest;
+mod image;
+mod initramfs;
+mod kernels;
+mod modules;
+mod qemu;
+mod setup;
+mod sources;
+mod unpack;
+mod vm;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+/// Builds, boots and tests upcalld.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+enum Xtask {
+    /// Gets what the other commands need: a Rust target, QEMU, kernels
+    Setup(setup::Args),
+    /// Runs a command on real kernels, as a child of PID 1 in an emulated machine
+    Vm(vm::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Xtask::parse() {
+        Xtask::Setup(args) => setup::run(&args).map(|()| 0),
+        Xtask::Vm(args) => vm::run(&args),
+    };
+    match outcome {
+        Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
+        Err(e) => {
+            cmd::say!("{e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

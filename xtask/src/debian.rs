@@ -1,0 +1,115 @@
+//! Programs of a distribution for the guest: the peers and clients that tests talk to.
+
+use crate::apt::{self, Apt};
+use crate::cache;
+use crate::cmd::say;
+use crate::initramfs::Archive;
+use crate::kernels::Origin;
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+
+const SUITE: &str = "trixie";
+const PACKAGES: &[&str] = &[
+    "busybox-static",
+    "ethtool",
+    "iperf3",
+    "iproute2",
+    "iputils-ping",
+    "libcap2-bin",
+    "openvswitch-common",
+    "openvswitch-switch",
+    "tcpdump",
+];
+/// What a test never looks at, and what is large: documentation, translations, the parts of a full
+/// system that come along as dependencies (nothing here starts a service).
+const LEFT_OUT: &[&str] = &[
+    "usr/share/",
+    "usr/lib/systemd",
+    "usr/lib/x86_64-linux-gnu/systemd",
+    "usr/lib/x86_64-linux-gnu/perl",
+    "usr/lib/x86_64-linux-gnu/gconv",
+    "usr/lib/x86_64-linux-gnu/security",
+    "usr/lib/python3",
+    "usr/lib/udev",
+    "usr/lib/locale",
+    "usr/sbin/ovs-vswitchd",
+    "usr/lib/openvswitch-switch",
+    "usr/bin/perl",
+    "usr/bin/localedef",
+    "usr/include",
+    "usr/games",
+    "var/",
+    "etc/systemd",
+    "etc/init.d",
+    "etc/passwd",
+    "etc/group",
+    "etc/hosts",
+];
+
+/// An initramfs archive with the programs, from the cache if it is there.
+pub(crate) fn archive(origin: &Origin) -> Result<PathBuf> {
+    let path = cache::root()?.join("debian").join(file_name());
+    if !path.exists() {
+        make(origin, &path)?;
+    }
+    Ok(path)
+}
+
+pub(crate) fn is_cached() -> bool {
+    cache::root().is_ok_and(|root| root.join("debian").join(file_name()).exists())
+}
+
+/// Another list of packages is another archive.
+fn file_name() -> String {
+    let words = PACKAGES.iter().chain(LEFT_OUT);
+    let digest =
+        words.flat_map(|word| word.bytes()).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    format!("{SUITE}-{digest:016x}.cpio")
+}
+
+fn make(origin: &Origin, path: &Path) -> Result<()> {
+    let apt = Apt::open(&apt::archive(origin.archive.as_deref())?, SUITE)?;
+    let packages = apt.download_closure(PACKAGES)?;
+    say!("{SUITE}: unpacking {} packages", packages.len());
+    let tree = path.with_extension("tree");
+    let _ = std::fs::remove_dir_all(&tree);
+    cache::make_dir(&tree)?;
+    for package in &packages {
+        apt::unpack(package, &tree)?;
+    }
+    let draft = path.with_extension("draft");
+    let mut archive = Archive::create(&draft)?;
+    archive.tree(&tree, &is_kept)?;
+    if !tree.join("usr/bin/sh").exists() {
+        archive.link("usr/bin/sh", "busybox")?;
+    }
+    archive.finish(None)?;
+    std::fs::rename(&draft, path)?;
+    std::fs::remove_dir_all(&tree)?;
+    apt.clean()
+}
+
+/// Databases that programs read at run time stay, from the directories left out otherwise.
+fn is_kept(path: &str) -> bool {
+    let needed = path.starts_with("usr/share/iproute2") || path == "usr/share";
+    needed || !LEFT_OUT.iter().any(|prefix| path.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_and_libraries_stay() {
+        for path in
+            ["usr/bin/ovs-dpctl", "usr/lib/x86_64-linux-gnu/libc.so.6", "usr/bin", "usr/lib"]
+        {
+            assert!(is_kept(path), "{path}");
+        }
+        for path in ["usr/share/doc", "usr/bin/perl5.40", "var/lib", "usr/lib/systemd/systemd"] {
+            assert!(!is_kept(path), "{path}");
+        }
+    }
+}
