@@ -1,0 +1,2 @@
+//! The demo: an upcalld between hosts, traffic, and what came of it.
+fn main() {}

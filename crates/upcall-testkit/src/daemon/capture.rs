@@ -1,0 +1,166 @@
+//! What a daemon says: its log, its statistics, its word that it is ready.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::os::unix::net::UnixDatagram;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::stats::Stats;
+
+/// Lines of the log that are kept.
+const LOG_LINES_MAX: usize = 5_000;
+
+/// How long the reader of notifications may go on after it was told to stop.
+const TICK: Duration = Duration::from_millis(20);
+
+#[derive(Debug, Default)]
+pub(super) struct Captured(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    log: VecDeque<String>,
+    log_lines_dropped: u64,
+    stats: Option<Stats>,
+    ready: bool,
+    stopped: bool,
+}
+
+impl State {
+    fn push_line(&mut self, line: String) {
+        if self.log.len() == LOG_LINES_MAX {
+            self.log.pop_front();
+            self.log_lines_dropped += 1;
+        }
+        self.log.push_back(line);
+    }
+}
+
+impl Captured {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is one assignment or push, so a panic elsewhere leaves the state whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.state().ready
+    }
+
+    pub(super) fn stop(&self) {
+        self.state().stopped = true;
+    }
+
+    pub(super) fn stats(&self) -> Option<Stats> {
+        self.state().stats.clone()
+    }
+
+    pub(super) fn find_line(&self, text: &str) -> Option<String> {
+        self.state().log.iter().find(|line| line.contains(text)).cloned()
+    }
+
+    pub(super) fn log(&self) -> String {
+        let state = self.state();
+        let mut lines = Vec::with_capacity(state.log.len() + 1);
+        if state.log_lines_dropped > 0 {
+            lines.push(format!("({} older lines left out)", state.log_lines_dropped));
+        }
+        lines.extend(state.log.iter().cloned());
+        lines.join("\n")
+    }
+
+    /// Keeps the lines of standard error.
+    pub(super) fn read_log(&self, stderr: Option<impl Read>) {
+        for_lines(stderr, |line| self.state().push_line(line));
+    }
+
+    /// Keeps the newest statistics of standard output; any other line goes to the log.
+    pub(super) fn read_stats(&self, stdout: Option<impl Read>) {
+        for_lines(stdout, |line| match serde_json::from_str(&line) {
+            Ok(stats) => self.state().stats = Some(stats),
+            Err(_) => self.state().push_line(format!("stdout: {line}")),
+        });
+    }
+
+    /// Reads the messages to the service manager (`sd_notify(3)`), all of them: a full socket would
+    /// block the daemon.
+    pub(super) fn read_notifications(&self, socket: &UnixDatagram) {
+        let mut buffer = [0; 4096];
+        if let Err(error) = socket.set_read_timeout(Some(TICK)) {
+            self.state().push_line(format!("(no notifications: {error})"));
+            return;
+        }
+        loop {
+            match socket.recv(&mut buffer) {
+                Ok(len) => {
+                    if says_ready(&buffer[..len]) {
+                        self.state().ready = true;
+                    }
+                }
+                Err(error) if is_pause(error.kind()) => {
+                    if self.state().stopped {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    self.state().push_line(format!("(no more notifications: {error})"));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn is_pause(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+}
+
+fn says_ready(message: &[u8]) -> bool {
+    message.split(|&byte| byte == b'\n').any(|line| line == b"READY=1")
+}
+
+/// Calls `work` with each line until the end, whatever its bytes are.
+fn for_lines(stream: Option<impl Read>, mut work: impl FnMut(String)) {
+    let Some(stream) = stream else { return };
+    for line in BufReader::new(stream).split(b'\n') {
+        match line {
+            Ok(line) => work(String::from_utf8_lossy(&line).trim_end().to_owned()),
+            Err(error) => {
+                work(format!("(no more output: {error})"));
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_statistics_win_and_other_lines_are_log() {
+        let captured = Captured::default();
+        let text: &[u8] = b"{\"sockets\":1,\"new\":[1]}\nhm\xff\n{\"final\":true,\"sockets\":4}\n";
+        captured.read_stats(Some(text));
+        let stats = captured.stats().unwrap();
+        assert_eq!((stats.final_line, stats.sockets, stats.executed), (true, 4, 0));
+        assert_eq!(captured.log(), "stdout: hm\u{fffd}");
+    }
+
+    #[test]
+    fn the_log_is_bounded_and_says_what_is_missing() {
+        let captured = Captured::default();
+        let text = "line\n".repeat(LOG_LINES_MAX + 2) + "last";
+        captured.read_log(Some(text.as_bytes()));
+        let log = captured.log();
+        assert!(log.starts_with("(3 older lines left out)\nline\n") && log.ends_with("\nlast"));
+        assert_eq!(captured.find_line("las").as_deref(), Some("last"));
+    }
+
+    #[test]
+    fn ready_is_a_line_of_its_own() {
+        assert!(says_ready(b"READY=1"));
+        assert!(says_ready(b"STATUS=fine\nREADY=1\n"));
+        assert!(!says_ready(b"STATUS=READY=1"));
+        assert!(!says_ready(b"READY=0"));
+    }
+}

@@ -1,0 +1,51 @@
+//! The statistics that `upcalld run --stats INTERVAL` prints.
+
+use serde::{Deserialize, Serialize};
+
+/// One line of statistics. Fields that the daemon does not print are 0 or empty; fields that this
+/// type does not know are passed over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stats {
+    /// Whether this is the last line, printed on the way out.
+    #[serde(rename = "final")]
+    pub final_line: bool,
+    /// Name of the datapath.
+    pub datapath: String,
+    /// Release of the running kernel.
+    pub kernel: String,
+    /// `per-cpu` or `per-vport`.
+    pub dispatch_mode: String,
+    /// Why that mode, in words.
+    pub reason: String,
+    /// Receive sockets.
+    pub sockets: u64,
+    /// Worker threads.
+    pub workers: u64,
+    /// Ports of the datapath that are its own.
+    pub ports: u64,
+    /// Upcalls read.
+    pub upcalls_received: u64,
+    /// Packets handed back to the kernel.
+    pub executed: u64,
+    /// Flows installed, in all.
+    pub flows_installed: u64,
+    /// Flows installed now.
+    pub flows_current: u64,
+    /// Packets that the kernel's flow table knew.
+    pub kernel_hit: u64,
+    /// Packets that it did not know.
+    pub kernel_missed: u64,
+    /// Upcalls that the kernel could not deliver.
+    pub kernel_lost: u64,
+    /// Upcalls refused for want of room.
+    pub shed: u64,
+    /// Upcalls that made no sense.
+    pub malformed: u64,
+    /// Messages that are no upcalls of this datapath.
+    pub foreign: u64,
+    /// Upcalls of a flow read after the flow was installed.
+    pub install_stragglers: u64,
+    /// Ethernet addresses learned now.
+    pub macs: u64,
+}
