@@ -1,0 +1,80 @@
+//! CPUs of this host: which can exist, which this process may use.
+
+use std::fs;
+use std::io;
+
+use rustix::thread::{CpuSet, sched_getaffinity};
+
+/// Where the kernel lists the CPUs that can ever exist: hotplugged ones included.
+const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
+/// Highest CPU id taken from the kernel: `NR_CPUS` of the largest configuration.
+const CPU_ID_MAX: usize = 8191;
+
+/// Entries a per-CPU table needs: the highest possible CPU id and one. Ids may be sparse, and a CPU
+/// beyond the table is served by another entry (`cpu % n`, `net/openvswitch/datapath.c`).
+pub fn table_len() -> io::Result<usize> {
+    let text = fs::read_to_string(POSSIBLE)?;
+    let ids = parse_list(&text).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{POSSIBLE}: not a CPU list: {text:?}"))
+    })?;
+    Ok(ids.last().map_or(1, |id| id + 1))
+}
+
+/// CPUs the calling thread may run on, in order; at least one.
+pub fn usable() -> io::Result<Vec<usize>> {
+    let set = sched_getaffinity(None)?;
+    Ok((0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
+}
+
+/// Keeps the calling thread on `cpu`.
+pub fn pin_to(cpu: usize) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    set.set(cpu);
+    rustix::thread::sched_setaffinity(None, &set)?;
+    Ok(())
+}
+
+/// Reads a list such as `0-3,8,10-11` into ascending ids; `None` if it is not one.
+pub fn parse_list(text: &str) -> Option<Vec<usize>> {
+    let mut ids = Vec::new();
+    for part in text.trim().split(',').filter(|p| !p.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        if first > last || last > CPU_ID_MAX {
+            return None;
+        }
+        ids.extend(first..=last);
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    Some(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_sparse_lists() {
+        assert_eq!(parse_list("0-3,8,10-11\n"), Some(vec![0, 1, 2, 3, 8, 10, 11]));
+        assert_eq!(parse_list("0"), Some(vec![0]));
+        assert_eq!(parse_list(""), Some(vec![]));
+    }
+
+    #[test]
+    fn refuses_what_is_not_a_list() {
+        for text in ["a", "3-1", "0-99999999", "1-2-3", "-1"] {
+            assert_eq!(parse_list(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn this_host_has_cpus() {
+        let usable = usable().unwrap();
+        assert!(!usable.is_empty());
+        assert!(table_len().unwrap() > *usable.last().unwrap());
+    }
+}
