@@ -1,0 +1,319 @@
+//! Deferred installs (contract O3): a flow is installed behind its own packets.
+//!
+//! A packet that matches a flow overtakes packets of that flow which still wait in a socket. So a
+//! FLOW_PUT is not sent with the EXECUTE of the upcall that asked for it but at the end of a later
+//! *round*: one reading of the socket, as far as a batch goes. If that round brought no more upcalls
+//! of the flow, none was left when it was read, and the flow goes in. If it did, the install waits for
+//! the next round, up to a limit, so that an elephant is installed as well.
+//!
+//! What still slips through, upcalls read after the FLOW_PUT was sent, is counted as stragglers.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashTable;
+
+/// Bounds of an [`InstallPlan`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InstallLimits {
+    /// Installs that may wait; one more is given up, and the flow's next upcall asks again.
+    pub pending_max: usize,
+    /// Rounds an install may be put off.
+    pub rounds_max: u8,
+    /// Flows remembered after their installation was sent, to know stragglers.
+    pub recent_max: usize,
+    /// How long they are remembered, in microseconds: an upcall after that asks for an install again.
+    pub recent_us: u64,
+}
+
+impl Default for InstallLimits {
+    fn default() -> Self {
+        Self { pending_max: 1024, rounds_max: 4, recent_max: 1024, recent_us: 100_000 }
+    }
+}
+
+/// What became of an offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// It waits for its round.
+    Planned,
+    /// The flow's install was waiting already.
+    Duplicate,
+    /// The flow's install has been sent; this upcall is a straggler.
+    Straggler,
+    /// The plan is full.
+    Full,
+}
+
+#[derive(Debug)]
+struct Pending {
+    flow: u64,
+    /// The encoded message, as a range of `InstallPlan::bytes`.
+    start: usize,
+    end: usize,
+    /// Rounds it was put off.
+    rounds: u8,
+    /// Was there an upcall of the flow in this round?
+    touched: bool,
+}
+
+/// How the installs of a round were settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RoundEnd {
+    /// Installs handed out to be sent.
+    pub sent: u64,
+    /// Of these, sent because the limit of rounds was reached.
+    pub forced: u64,
+    /// Installs put off to the next round.
+    pub deferred: u64,
+}
+
+/// The installs of one socket that wait for their round. Flows are told apart by a 64-bit seeded hash
+/// of their masked key; two that collide share a wait, never an order.
+#[derive(Debug)]
+pub struct InstallPlan {
+    limits: InstallLimits,
+    pending: Vec<Pending>,
+    index: HashTable<usize>,
+    bytes: Vec<u8>,
+    spare: Vec<u8>,
+    recent: HashTable<(u64, u64)>,
+    recent_order: VecDeque<(u64, u64)>,
+}
+
+impl InstallPlan {
+    /// An empty plan.
+    pub fn new(limits: InstallLimits) -> Self {
+        Self {
+            limits,
+            pending: Vec::new(),
+            index: HashTable::new(),
+            bytes: Vec::new(),
+            spare: Vec::new(),
+            recent: HashTable::new(),
+            recent_order: VecDeque::new(),
+        }
+    }
+
+    /// Does nothing wait?
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// An upcall of `flow` whose verdict is to install it. `write` appends the encoded message and is
+    /// called only if the install is planned.
+    ///
+    /// # Errors
+    ///
+    /// What `write` fails with; the plan is as it was.
+    pub fn offer<E>(
+        &mut self,
+        flow: u64,
+        now_us: u64,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<Offer, E> {
+        let pending = &mut self.pending;
+        if let Some(&at) = self.index.find(flow, |&at| pending[at].flow == flow) {
+            pending[at].touched = true;
+            return Ok(Offer::Duplicate);
+        }
+        self.forget(now_us);
+        if self.recent.find(flow, |(f, _)| *f == flow).is_some() {
+            return Ok(Offer::Straggler);
+        }
+        if self.pending.len() >= self.limits.pending_max {
+            return Ok(Offer::Full);
+        }
+        let start = self.bytes.len();
+        if let Err(err) = write(&mut self.bytes) {
+            self.bytes.truncate(start);
+            return Err(err);
+        }
+        let at = self.pending.len();
+        let end = self.bytes.len();
+        self.pending.push(Pending { flow, start, end, rounds: 0, touched: true });
+        let pending = &self.pending;
+        self.index.insert_unique(flow, at, |&at| pending[at].flow);
+        Ok(Offer::Planned)
+    }
+
+    /// Ends a round: hands the message of every install that is due to `send`, in the order they were
+    /// planned.
+    pub fn end_round(&mut self, now_us: u64, mut send: impl FnMut(&[u8])) -> RoundEnd {
+        let mut end = RoundEnd::default();
+        if self.pending.is_empty() {
+            return end;
+        }
+        self.index.clear();
+        self.spare.clear();
+        let bytes = std::mem::take(&mut self.bytes);
+        let mut pending = std::mem::take(&mut self.pending);
+        pending.retain_mut(|install| {
+            let message = &bytes[install.start..install.end];
+            let due = !install.touched || install.rounds >= self.limits.rounds_max;
+            if due {
+                end.sent += 1;
+                end.forced += u64::from(install.touched);
+                send(message);
+                self.remember(install.flow, now_us);
+            } else {
+                end.deferred += u64::from(install.rounds > 0);
+                install.rounds += 1;
+                install.touched = false;
+                install.start = self.spare.len();
+                self.spare.extend_from_slice(message);
+                install.end = self.spare.len();
+            }
+            !due
+        });
+        for (at, install) in pending.iter().enumerate() {
+            self.index.insert_unique(install.flow, at, |&at| pending[at].flow);
+        }
+        self.pending = pending;
+        self.bytes = std::mem::replace(&mut self.spare, bytes);
+        end
+    }
+
+    fn remember(&mut self, flow: u64, now_us: u64) {
+        if self.recent_order.len() >= self.limits.recent_max {
+            self.forget_oldest();
+        }
+        self.recent.insert_unique(flow, (flow, now_us), |(f, _)| *f);
+        self.recent_order.push_back((flow, now_us));
+    }
+
+    fn forget(&mut self, now_us: u64) {
+        let expired = now_us.saturating_sub(self.limits.recent_us);
+        while self.recent_order.front().is_some_and(|(_, at)| *at < expired) {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some(oldest) = self.recent_order.pop_front()
+            && let Ok(entry) = self.recent.find_entry(oldest.0, |known| *known == oldest)
+        {
+            entry.remove();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn plan(limits: InstallLimits) -> InstallPlan {
+        InstallPlan::new(limits)
+    }
+
+    fn offer(plan: &mut InstallPlan, flow: u64, now_us: u64) -> Offer {
+        let write = |out: &mut Vec<u8>| {
+            out.extend(flow.to_ne_bytes());
+            Ok::<(), ()>(())
+        };
+        plan.offer(flow, now_us, write).unwrap()
+    }
+
+    fn end_round(plan: &mut InstallPlan, now_us: u64) -> Vec<u64> {
+        let mut sent = Vec::new();
+        plan.end_round(now_us, |m| sent.push(u64::from_ne_bytes(m.try_into().unwrap())));
+        sent
+    }
+
+    #[test]
+    fn an_install_waits_for_a_round_without_its_flow() {
+        let mut plan = plan(InstallLimits::default());
+        assert_eq!(offer(&mut plan, 1, 0), Offer::Planned);
+        assert_eq!(offer(&mut plan, 1, 0), Offer::Duplicate);
+        assert_eq!(end_round(&mut plan, 0), [0u64; 0]);
+        assert_eq!(offer(&mut plan, 1, 0), Offer::Duplicate);
+        assert_eq!(offer(&mut plan, 2, 0), Offer::Planned);
+        assert_eq!(end_round(&mut plan, 0), [0u64; 0]);
+        assert_eq!(end_round(&mut plan, 0), [1, 2]);
+        assert!(plan.is_empty());
+    }
+
+    #[test]
+    fn an_elephant_is_installed_at_the_limit_of_rounds() {
+        let mut plan = plan(InstallLimits { rounds_max: 3, ..InstallLimits::default() });
+        let mut rounds = 0;
+        offer(&mut plan, 1, 0);
+        while end_round(&mut plan, 0).is_empty() {
+            offer(&mut plan, 1, 0);
+            rounds += 1;
+        }
+        assert_eq!(rounds, 3);
+    }
+
+    #[test]
+    fn upcalls_after_the_install_are_stragglers_for_a_while() {
+        let mut plan = plan(InstallLimits { recent_us: 100, ..InstallLimits::default() });
+        offer(&mut plan, 1, 0);
+        end_round(&mut plan, 0);
+        assert_eq!(end_round(&mut plan, 10), [1]);
+        assert_eq!(offer(&mut plan, 1, 110), Offer::Straggler);
+        assert_eq!(offer(&mut plan, 1, 111), Offer::Planned);
+    }
+
+    #[test]
+    fn limits_hold() {
+        let limits = InstallLimits { pending_max: 2, recent_max: 1, ..InstallLimits::default() };
+        let mut plan = plan(limits);
+        assert_eq!(offer(&mut plan, 1, 0), Offer::Planned);
+        assert_eq!(offer(&mut plan, 2, 0), Offer::Planned);
+        assert_eq!(offer(&mut plan, 3, 0), Offer::Full);
+        end_round(&mut plan, 0);
+        assert_eq!(end_round(&mut plan, 0), [1, 2]);
+        assert_eq!(offer(&mut plan, 2, 0), Offer::Straggler);
+        assert_eq!(offer(&mut plan, 1, 0), Offer::Planned, "only one flow is remembered");
+    }
+
+    #[test]
+    fn a_message_that_cannot_be_written_is_not_planned() {
+        let mut plan = plan(InstallLimits::default());
+        let failed = plan.offer(1, 0, |out| {
+            out.push(1);
+            Err("no")
+        });
+        assert_eq!(failed, Err("no"));
+        assert!(plan.is_empty());
+        offer(&mut plan, 2, 0);
+        end_round(&mut plan, 0);
+        assert_eq!(end_round(&mut plan, 0), [2]);
+    }
+
+    proptest! {
+        /// Whatever the order of events: every planned install is sent once, in its own bytes, in no
+        /// round that saw an upcall of its flow unless the limit forced it, and within the limit.
+        #[test]
+        fn every_planned_install_is_sent_once_and_behind_its_packets(
+            rounds in prop::collection::vec(prop::collection::vec(0u64..6, 0..8), 1..40),
+        ) {
+            let limits = InstallLimits { rounds_max: 3, recent_us: 0, ..InstallLimits::default() };
+            let mut plan = plan(limits);
+            let mut waiting: HashMap<u64, u8> = HashMap::new();
+            let total = rounds.len() as u64 + 10;
+            for (now, round) in rounds.into_iter().chain((0..10).map(|_| vec![])).enumerate() {
+                let now = now as u64 * 1_000;
+                for flow in &round {
+                    match offer(&mut plan, *flow, now) {
+                        Offer::Planned => prop_assert!(waiting.insert(*flow, 0).is_none()),
+                        Offer::Duplicate => prop_assert!(waiting.contains_key(flow)),
+                        other => prop_assert!(false, "{other:?}"),
+                    }
+                }
+                for flow in end_round(&mut plan, now) {
+                    let waited = waiting.remove(&flow);
+                    prop_assert!(waited.is_some(), "sent but not planned");
+                    prop_assert!(!round.contains(&flow) || waited == Some(3));
+                }
+                for waited in waiting.values_mut() {
+                    *waited += 1;
+                    prop_assert!(*waited <= 3);
+                }
+            }
+            prop_assert!(plan.is_empty() && waiting.is_empty(), "after {total} rounds");
+        }
+    }
+}
