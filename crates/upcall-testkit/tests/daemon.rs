@@ -70,8 +70,19 @@ fn a_daemon_is_started_inside_watched_and_stopped() {
     assert!(daemon.is_running());
     let line = daemon.wait_log("INFO namespace", SOON).unwrap();
     assert_eq!(line, format!("INFO namespace {}", ns.id().unwrap()));
-    let arguments =
-        ["run", "--datapath", "dp0", "--stats", "500ms", "--port", "p0", "--port", "p1"];
+    let arguments = [
+        "run",
+        "--datapath",
+        "dp0",
+        "--stats",
+        "500ms",
+        "--port",
+        "p0",
+        "--port",
+        "p1",
+        "--dispatch",
+        "auto",
+    ];
     assert!(daemon.log().contains(&format!("{arguments:?}")[1..]), "{}", daemon.log());
     let stats = daemon.wait_stats("five upcalls", SOON, |s| s.upcalls_received == 5).unwrap();
     assert!(!stats.final_line);

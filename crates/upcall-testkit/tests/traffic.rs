@@ -65,13 +65,14 @@ fn frames_of_many_stations_arrive_tagged_and_reach_the_udp_stack_untagged() {
     let (from, to) = (addr("10.0.0.1:5000"), addr("10.0.0.2:7000"));
     let everything = Receiver::raw(&b, "b0").unwrap();
     let stack = Receiver::udp(&b, to).unwrap();
+    let socket = RawSocket::sender(&a, "a0").unwrap();
     let build = |flow: u32, payload: &[u8]| {
         let frame = Frame::new([2, 0, 0, 1, 0, flow as u8], B);
         // Odd flows are of a VLAN that nobody in the far namespace is a member of.
         let frame = if flow % 2 == 1 { frame.vlan(VlanTag::new(9)) } else { frame };
         frame.udp(from, to, payload)
     };
-    let mut outlet = RawFlows::new(RawSocket::open(&a, "a0").unwrap(), build);
+    let mut outlet = RawFlows::new(&socket, build);
     Plan::new(10, 8).send(&mut outlet).unwrap();
     everything.wait_received(80, SOON).unwrap();
     stack.wait_received(40, SOON).unwrap();

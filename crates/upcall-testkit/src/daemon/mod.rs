@@ -7,6 +7,7 @@ mod stats;
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -144,6 +145,8 @@ impl UpcalldBuilder {
         let mut command = self.command()?;
         command.env("NOTIFY_SOCKET", &path).env_remove("LISTEN_FDS").env_remove("LISTEN_PID");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own: Ctrl-C at a terminal reaches the guard, which then stops the daemon.
+        command.process_group(0);
         // A child starts in the namespace of the thread that forks it.
         let child = ns
             .run(|| command.spawn())?

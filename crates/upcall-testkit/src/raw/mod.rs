@@ -73,10 +73,20 @@ impl RawSocket {
     /// # Errors
     /// [`Error::NoSuchLink`], or [`Error::System`].
     pub fn open(ns: &NetNs, link: &str) -> Result<Self> {
-        let (fd, address) = ns.run(|| open_bound(link))??;
+        let (fd, address) = ns.run(|| open_bound(link, SockProtocol::EthAll.into()))??;
         let _unprivileged_keeps_default =
             rustix::net::sockopt::set_socket_recv_buffer_size_force(&fd, RECEIVE_BUFFER_BYTES);
         Ok(Self { fd, address, buffer: vec![0; FRAME_BYTES_MAX] })
+    }
+
+    /// Opens a socket that only sends: it costs no copy of every frame that arrives, and
+    /// [`RawSocket::receive`] never yields one.
+    ///
+    /// # Errors
+    /// As [`RawSocket::open`].
+    pub fn sender(ns: &NetNs, link: &str) -> Result<Self> {
+        let (fd, address) = ns.run(|| open_bound(link, None))??;
+        Ok(Self { fd, address, buffer: Vec::new() })
     }
 
     /// The Ethernet address of the link when the socket was opened.
@@ -163,13 +173,14 @@ enum Arrival {
     Elsewhere,
 }
 
-fn open_bound(link: &str) -> Result<(OwnedFd, LinkAddr)> {
+/// Opens a packet socket on `link` of this thread's namespace; without a protocol it hears nothing.
+fn open_bound(link: &str, protocol: Option<SockProtocol>) -> Result<(OwnedFd, LinkAddr)> {
     let address = link_address(link)?;
     let flags = SockFlag::SOCK_CLOEXEC;
-    let fd = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)
+    let fd = socket(AddressFamily::Packet, SockType::Raw, flags, protocol)
         .map_err(Error::system("open a packet socket"))?;
     setsockopt(&fd, option::PacketAuxdata, &true).map_err(Error::system("ask for VLAN tags"))?;
-    // The address has protocol 0, with which bind keeps the socket's own (all).
+    // The address has protocol 0, with which bind keeps the socket's own.
     bind(fd.as_raw_fd(), &address)
         .map_err(Error::system(format!("bind a packet socket to {link}")))?;
     Ok((fd, address))

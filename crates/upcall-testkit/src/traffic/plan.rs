@@ -62,25 +62,25 @@ impl Outlet for UdpFlows {
 }
 
 /// Flows of frames that a function builds from flow number and payload.
-pub struct RawFlows<F> {
-    socket: RawSocket,
+pub struct RawFlows<'a, F> {
+    socket: &'a RawSocket,
     build: F,
 }
 
-impl<F> fmt::Debug for RawFlows<F> {
+impl<F> fmt::Debug for RawFlows<'_, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "RawFlows({:?})", self.socket)
     }
 }
 
-impl<F: FnMut(u32, &[u8]) -> Result<Vec<u8>>> RawFlows<F> {
+impl<'a, F: FnMut(u32, &[u8]) -> Result<Vec<u8>>> RawFlows<'a, F> {
     /// Flows through `socket`; `build` gets the flow and the payload and gives the frame.
-    pub fn new(socket: RawSocket, build: F) -> Self {
+    pub fn new(socket: &'a RawSocket, build: F) -> Self {
         Self { socket, build }
     }
 }
 
-impl<F: FnMut(u32, &[u8]) -> Result<Vec<u8>>> Outlet for RawFlows<F> {
+impl<F: FnMut(u32, &[u8]) -> Result<Vec<u8>>> Outlet for RawFlows<'_, F> {
     fn send(&mut self, flow: u32, payload: &[u8]) -> Result<()> {
         self.socket.send(&(self.build)(flow, payload)?)
     }

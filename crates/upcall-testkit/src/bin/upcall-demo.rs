@@ -1,2 +1,0 @@
-//! The demo: an upcalld between hosts, traffic, and what came of it.
-fn main() {}
