@@ -51,7 +51,8 @@ pub(crate) fn tests(package: &str, target: Option<&str>) -> Result<Vec<Built>> {
     executables(command, target)
 }
 
-fn executables(mut command: Command, target: Option<&str>) -> Result<Vec<Built>> {
+/// Runs a cargo command that builds, and gives the programs it made.
+pub(crate) fn executables(mut command: Command, target: Option<&str>) -> Result<Vec<Built>> {
     command.args(["--quiet", "--message-format=json-render-diagnostics"]);
     if let Some(target) = target {
         command.args(["--target", target]);

@@ -55,10 +55,6 @@ pub(crate) fn archive(origin: &Origin) -> Result<PathBuf> {
     Ok(path)
 }
 
-pub(crate) fn is_cached() -> bool {
-    cache::root().is_ok_and(|root| root.join("debian").join(file_name()).exists())
-}
-
 /// Another list of packages is another archive.
 fn file_name() -> String {
     let words = PACKAGES.iter().chain(LEFT_OUT);

@@ -10,14 +10,20 @@ mod cache;
 mod cmd;
 mod console;
 mod debian;
+mod demo;
+mod fuzz;
 mod guest;
 mod image;
 mod initramfs;
 mod kernels;
+mod libtest;
+mod lines;
 mod modules;
 mod qemu;
+mod report;
 mod setup;
 mod sources;
+mod suite;
 mod unpack;
 mod vm;
 
@@ -32,12 +38,21 @@ enum Xtask {
     Setup(setup::Args),
     /// Runs a command on real kernels, as a child of PID 1 in an emulated machine
     Vm(vm::Args),
+    /// Runs all tests, here and on every kernel; the last line is the sum
+    Test(suite::Args),
+    /// Shows the learning switch at work on a real kernel
+    Demo(demo::Args),
+    /// Feeds the parsers with made-up input
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Xtask::parse() {
         Xtask::Setup(args) => setup::run(&args).map(|()| 0),
         Xtask::Vm(args) => vm::run(&args),
+        Xtask::Test(args) => suite::run(&args),
+        Xtask::Demo(args) => demo::run(&args),
+        Xtask::Fuzz(args) => fuzz::run(&args),
     };
     match outcome {
         Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),

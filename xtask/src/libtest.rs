@@ -1,0 +1,320 @@
+//! What a libtest binary prints, read back: results, failures, skips.
+//!
+//! A test says that it could not run with a line `SKIP name: reason`, and that this kernel lacks the
+//! thing by design with `SKIP-OK name: reason`; libtest counts both as passed, we do not.
+
+use std::collections::BTreeMap;
+
+/// What became of a test.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Passed,
+    Failed(String),
+    Skipped {
+        reason: String,
+        /// Nothing is wrong with the machine: fine under `--require`.
+        by_design: bool,
+    },
+}
+
+/// A finished test.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) outcome: Outcome,
+}
+
+/// Counts of a set of tests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
+    pub(crate) skipped: usize,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+pub(crate) fn count(cases: &[Case]) -> Counts {
+    let mut counts = Counts::default();
+    for case in cases {
+        match case.outcome {
+            Outcome::Passed => counts.passed += 1,
+            Outcome::Failed(_) => counts.failed += 1,
+            Outcome::Skipped { .. } => counts.skipped += 1,
+        }
+    }
+    counts
+}
+
+/// Reads the output of one or more binaries, line by line.
+#[derive(Debug, Default)]
+pub(crate) struct Parser {
+    cases: Vec<Case>,
+    /// Tests of the binary that is running, until its summary.
+    running: BTreeMap<String, Outcome>,
+    skips: BTreeMap<String, (String, bool)>,
+    current: Option<String>,
+    in_failures: bool,
+    expected: Option<usize>,
+    /// Where the tests come from, put before their names.
+    prefix: String,
+}
+
+impl Parser {
+    pub(crate) fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), ..Self::default() }
+    }
+
+    /// One line of stdout.
+    pub(crate) fn line(&mut self, line: &str) {
+        let line = line.trim_end();
+        if let Some(rest) = line.strip_prefix("running ")
+            && let Some(number) = rest.strip_suffix(" tests").or(rest.strip_suffix(" test"))
+        {
+            self.expected = number.parse().ok();
+        } else if let Some(rest) = line.strip_prefix("test result: ") {
+            self.summary(rest);
+        } else if let Some((name, rest)) =
+            line.strip_prefix("test ").and_then(|rest| rest.split_once(" ..."))
+        {
+            let name = name.trim_end_matches(" - should panic").to_owned();
+            self.running.insert(name.clone(), Outcome::Passed);
+            self.current = Some(name);
+            self.word(rest.trim_start());
+        } else {
+            self.word(line);
+        }
+    }
+
+    /// One line of stderr: only a skip is of interest there.
+    pub(crate) fn error_line(&mut self, line: &str) {
+        self.skip(line.trim());
+    }
+
+    /// The end of a line that began with a test's name, or a line by itself.
+    fn word(&mut self, text: &str) {
+        if self.skip(text.trim()) {
+            return;
+        }
+        match text {
+            "failures:" => self.in_failures = true,
+            "successes:" => self.in_failures = false,
+            "ok" => self.current = None,
+            "FAILED" => {
+                if let Some(name) = self.current.take() {
+                    self.fail(&name, "failed");
+                }
+            }
+            _ if text == "ignored" || text.starts_with("ignored, ") => {
+                let reason = text.strip_prefix("ignored, ").unwrap_or("ignored").to_owned();
+                if let Some(name) = self.current.take() {
+                    self.running.insert(name, Outcome::Skipped { reason, by_design: true });
+                }
+            }
+            _ if self.in_failures => {
+                if let Some(name) = text.strip_prefix("    ") {
+                    self.fail(name, "failed");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Only a test that is known can be named in the list of failures: its details look alike.
+    fn fail(&mut self, name: &str, why: &str) {
+        if let Some(outcome) = self.running.get_mut(name) {
+            *outcome = Outcome::Failed(why.to_owned());
+        }
+    }
+
+    fn skip(&mut self, text: &str) -> bool {
+        let (rest, by_design) = match (text.strip_prefix("SKIP-OK "), text.strip_prefix("SKIP ")) {
+            (Some(rest), _) => (rest, true),
+            (None, Some(rest)) => (rest, false),
+            (None, None) => return false,
+        };
+        let Some((name, reason)) = rest.split_once(": ") else { return false };
+        self.skips.insert(name.to_owned(), (reason.to_owned(), by_design));
+        true
+    }
+
+    /// `ok. 3 passed; 1 failed; …`: the names must add up to what libtest counted.
+    fn summary(&mut self, text: &str) {
+        let number = |word: &str| {
+            let mut parts = text.split([';', '.']).map(str::trim);
+            parts.find_map(|part| part.strip_suffix(word)?.trim().parse::<usize>().ok())
+        };
+        let failed = number("failed").unwrap_or(0);
+        let known = self.running.values().filter(|o| matches!(o, Outcome::Failed(_))).count();
+        self.settle();
+        for n in known..failed {
+            self.push(&format!("unnamed failure {}", n - known + 1), "failed without a name");
+        }
+    }
+
+    fn settle(&mut self) {
+        for (name, outcome) in std::mem::take(&mut self.running) {
+            // A test may be named in full or by its last part.
+            let short = name.rsplit("::").next().unwrap_or(&name);
+            let skip = self.skips.get(&name).or_else(|| self.skips.get(short)).cloned();
+            let outcome = match (outcome, skip) {
+                (Outcome::Passed, Some((reason, by_design))) => {
+                    Outcome::Skipped { reason, by_design }
+                }
+                (outcome, _) => outcome,
+            };
+            self.cases.push(Case { name: format!("{}{name}", self.prefix), outcome });
+        }
+        self.skips.clear();
+        (self.current, self.in_failures, self.expected) = (None, false, None);
+    }
+
+    fn push(&mut self, name: &str, why: &str) {
+        let name = format!("{}{name}", self.prefix);
+        self.cases.push(Case { name, outcome: Outcome::Failed(why.to_owned()) });
+    }
+
+    /// Ends with the exit status: a binary that died, or failed without saying which test, is a
+    /// failure of its own.
+    pub(crate) fn finish(mut self, status: i32) -> Vec<Case> {
+        if let Some(expected) = self.expected {
+            let at = self.current.clone();
+            let why = format!("ended with status {status} before its summary of {expected} tests");
+            if let Some(name) = &at {
+                self.fail(name, &why);
+            }
+            self.settle();
+            if at.is_none() {
+                self.push("(binary)", &why);
+            }
+        } else if status != 0 && count(&self.cases).failed == 0 {
+            self.push("(binary)", &format!("exit status {status}"));
+        }
+        self.cases
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str, status: i32) -> Vec<Case> {
+        let mut parser = Parser::new("");
+        text.lines().for_each(|line| parser.line(line));
+        parser.finish(status)
+    }
+
+    fn named<'a>(cases: &'a [Case], name: &str) -> &'a Outcome {
+        &cases.iter().find(|case| case.name == name).unwrap().outcome
+    }
+
+    const NOCAPTURE: &str = "
+running 5 tests
+test a::passes ... some words
+ok
+test a::fails ... thread 'a::fails' panicked at x.rs:1:1:
+FAILED
+test a::skips ... SKIP skips: no module
+ok
+test old ... SKIP-OK old: 5.10 has no per-CPU dispatch
+ok
+test later ... ignored, slow
+
+failures:
+
+failures:
+    a::fails
+
+test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s
+";
+
+    #[test]
+    fn each_outcome_is_told_apart() {
+        let cases = parse(NOCAPTURE, 101);
+        assert_eq!(count(&cases), Counts { passed: 1, failed: 1, skipped: 3 });
+        assert!(matches!(named(&cases, "a::fails"), Outcome::Failed(_)));
+        let skip = |reason: &str, by_design| Outcome::Skipped { reason: reason.into(), by_design };
+        assert_eq!(*named(&cases, "a::skips"), skip("no module", false));
+        assert_eq!(*named(&cases, "old"), skip("5.10 has no per-CPU dispatch", true));
+        assert_eq!(*named(&cases, "later"), skip("slow", true));
+    }
+
+    #[test]
+    fn captured_output_counts_the_same() {
+        let text = "
+running 2 tests
+test fails ... FAILED
+test skips ... ok
+
+successes:
+
+---- skips stdout ----
+SKIP skips: not root
+
+successes:
+    skips
+
+failures:
+
+---- fails stdout ----
+    indented words
+
+failures:
+    fails
+
+test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s
+
+running 0 tests
+
+test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.0s
+";
+        let cases = parse(text, 101);
+        assert_eq!(count(&cases), Counts { passed: 0, failed: 1, skipped: 1 });
+    }
+
+    #[test]
+    fn a_binary_that_dies_fails_the_test_it_was_in() {
+        let cases = parse("running 2 tests\ntest a ... ok\ntest b ... words", 134);
+        assert_eq!(count(&cases), Counts { passed: 1, failed: 1, skipped: 0 });
+        let Outcome::Failed(why) = named(&cases, "b") else { panic!("b did not fail") };
+        assert!(why.contains("134"));
+        assert_eq!(count(&parse("running 1 test\ntest a ... ok\n", 1)).failed, 1);
+    }
+
+    #[test]
+    fn a_status_without_a_reason_is_a_failure() {
+        assert_eq!(count(&parse("", 1)).failed, 1);
+        assert_eq!(count(&parse("", 0)), Counts::default());
+    }
+
+    #[test]
+    fn a_failure_that_was_not_named_is_counted() {
+        let text = "running 1 test\ntest result: FAILED. 0 passed; 1 failed; 0 ignored\n";
+        assert_eq!(count(&parse(text, 101)).failed, 1);
+    }
+
+    #[test]
+    fn a_skip_on_stderr_counts() {
+        let mut parser = Parser::new("x: ");
+        parser.line("running 1 test");
+        parser.line("test m::a ... ");
+        parser.error_line("SKIP m::a: no iperf3");
+        parser.line("ok");
+        parser.line("test result: ok. 1 passed; 0 failed; 0 ignored");
+        let cases = parser.finish(0);
+        assert_eq!(cases[0].name, "x: m::a");
+        assert_eq!(count(&cases).skipped, 1);
+    }
+}

@@ -1,0 +1,357 @@
+//! `cargo xtask test`: every test of the workspace, here and on every kernel.
+
+use crate::cmd::{self, say};
+use crate::guest::{self, Guest};
+use crate::kernels::{self, Kernel, Origin};
+use crate::libtest::{Case, Outcome, Parser};
+use crate::lines::Lines;
+use crate::report::{self, Stage};
+use crate::vm::MachineArgs;
+use crate::{build, debian, fuzz, setup};
+use anyhow::{Context, Result};
+use guest_init::protocol::{Frame, Job};
+use std::io::{Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The package whose tests need a real kernel.
+const REAL_KERNEL_PACKAGE: &str = "netns-tests";
+/// Of a whole guest, which runs all test binaries.
+const GUEST_MARGIN: Duration = Duration::from_secs(60);
+
+/// `cargo xtask test`
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Kernel lines: 5.10,6.1,6.12,7, `all` or `none`
+    #[arg(long, value_name = "LIST", default_value = "all")]
+    kernel: String,
+    /// Fail where a test is skipped or a kernel cannot be had
+    #[arg(long)]
+    require: bool,
+    /// Only tests whose name contains this; leaves out the fuzz targets
+    #[arg(long, value_name = "STR")]
+    filter: Option<String>,
+    /// Only the real-kernel tests
+    #[arg(long)]
+    only_kernels: bool,
+    /// Write a JUnit report
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// Time limit of the tests of one kernel
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    /// Seconds for each fuzz target; 0 leaves them out
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    fuzz_seconds: u64,
+    #[command(flatten)]
+    origin: Origin,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+/// Gives the exit status; the last line on stdout is the sum.
+pub(crate) fn run(args: &Args) -> Result<i32> {
+    let mut stages = Vec::new();
+    if !args.only_kernels {
+        stages.push(stage("host", || host_tests(args.filter.as_deref())));
+        if args.filter.is_none() && args.fuzz_seconds > 0 && fuzz::has_targets() {
+            let limit = Duration::from_secs(args.fuzz_seconds);
+            stages.push(stage("fuzz", || fuzz::cases(None, limit)));
+        }
+    }
+    if args.kernel != "none" || args.origin.kernel_dir.is_some() {
+        real_kernels(args, &mut stages);
+    }
+    if let Some(file) = &args.junit {
+        std::fs::write(file, report::junit(&stages))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    let (total, skips) = (report::total(&stages), report::unexpected_skips(&stages));
+    println!("\n{}", report::table(&stages));
+    if args.require && skips > 0 {
+        println!("{skips} of the skipped had to run: --require");
+    }
+    println!("{total}");
+    let nothing_ran = total.passed + total.failed == 0 && args.filter.is_none();
+    Ok(i32::from(total.failed > 0 || nothing_ran || (args.require && skips > 0)))
+}
+
+/// An error is a failed test of its own: the other stages still run, and the sum still comes.
+fn stage(name: &str, cases: impl FnOnce() -> Result<Vec<Case>>) -> Stage {
+    say!("{name}: begins");
+    let begun = Instant::now();
+    let cases = cases().unwrap_or_else(|e| {
+        say!("{name}: {e:#}");
+        let why = format!("{e:#}").lines().next().unwrap_or_default().to_owned();
+        vec![Case { name: "(stage)".to_owned(), outcome: Outcome::Failed(why) }]
+    });
+    Stage { name: name.to_owned(), cases, took: begun.elapsed() }
+}
+
+fn host_tests(filter: Option<&str>) -> Result<Vec<Case>> {
+    let mut command = cmd::cargo();
+    command.args(["test", "--workspace", "--exclude", REAL_KERNEL_PACKAGE, "--no-fail-fast"]);
+    // Shown output is how a test that passes says that it was skipped.
+    command.args(filter).args(["--", "--show-output"]);
+    run_tests_here(&mut command, "")
+}
+
+/// Runs a libtest program on this machine, shown as it goes.
+fn run_tests_here(command: &mut Command, prefix: &str) -> Result<Vec<Case>> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", cmd::shown(command)))?;
+    let mut stdout = child.stdout.take().context("no stdout")?;
+    let (mut parser, mut lines) = (Parser::new(prefix), Lines::default());
+    let mut on_line = |line: &str| {
+        println!("{line}");
+        parser.line(line);
+    };
+    let mut buffer = vec![0; 16 * 1024];
+    while let length @ 1.. = stdout.read(&mut buffer)? {
+        lines.push(&buffer[..length], &mut on_line);
+    }
+    lines.flush(&mut on_line);
+    let status = child.wait()?;
+    Ok(parser.finish(status.code().unwrap_or(-1)))
+}
+
+fn real_kernels(args: &Args, stages: &mut Vec<Stage>) {
+    let here = Path::new("/sys/module/openvswitch").exists() && cmd::is_root();
+    if here && args.origin.kernel_dir.is_none() {
+        stages.push(stage("this kernel", || this_kernel(args.filter.as_deref())));
+    }
+    let mut programs = None;
+    stages.push(stage("build for guests", || {
+        setup::for_guests()?;
+        programs = Some(Programs::build(&args.origin, args.require)?);
+        Ok(Vec::new())
+    }));
+    let Some(programs) = programs else { return };
+    for (name, kernel) in kernels_of(args) {
+        let stage = match kernel {
+            Ok(kernel) => stage(&kernel.release, || on_kernel(args, &kernel, &programs)),
+            Err(e) => cannot_be_had(&name, args.require, &e),
+        };
+        stages.push(stage);
+    }
+}
+
+fn kernels_of(args: &Args) -> Vec<(String, Result<Kernel>)> {
+    if let Some(dir) = &args.origin.kernel_dir {
+        return vec![("own".to_owned(), kernels::own(dir))];
+    }
+    match kernels::parse_lines(&args.kernel) {
+        Ok(lines) => lines
+            .into_iter()
+            .map(|line| (line.to_string(), kernels::get(line, &args.origin)))
+            .collect(),
+        Err(e) => vec![(args.kernel.clone(), Err(anyhow::Error::msg(e)))],
+    }
+}
+
+fn cannot_be_had(name: &str, require: bool, error: &anyhow::Error) -> Stage {
+    say!("kernel {name}: {error:#}");
+    let reason = format!("{error:#}").lines().next().unwrap_or_default().to_owned();
+    let outcome = if require {
+        Outcome::Failed(reason)
+    } else {
+        Outcome::Skipped { reason, by_design: false }
+    };
+    let cases = vec![Case { name: "(kernel)".to_owned(), outcome }];
+    Stage { name: name.to_owned(), cases, took: Duration::ZERO }
+}
+
+/// Real-kernel tests in namespaces of this machine.
+fn this_kernel(filter: Option<&str>) -> Result<Vec<Case>> {
+    let programs = build::binaries(&["upcalld"], false, None)?;
+    let daemon = programs.iter().find(|built| built.name == "upcalld");
+    let daemon = daemon.context("package upcalld builds no program upcalld")?;
+    let mut cases = Vec::new();
+    for test in build::tests(REAL_KERNEL_PACKAGE, None)? {
+        let mut command = Command::new(&test.file);
+        command.args(["--test-threads=1", "--show-output"]).args(filter);
+        command.env("UPCALLD_BIN", &daemon.file);
+        cases.extend(run_tests_here(&mut command, &format!("{}::", test.name))?);
+    }
+    Ok(cases)
+}
+
+/// What goes into every guest.
+struct Programs {
+    files: Vec<(PathBuf, String)>,
+    tests: Vec<String>,
+    debian: Option<PathBuf>,
+}
+
+impl Programs {
+    fn build(origin: &Origin, require: bool) -> Result<Self> {
+        let small = build::target_dir()?.join("stripped");
+        let (mut files, mut names) = (Vec::new(), Vec::new());
+        for built in build::guest_binaries(&["upcalld"], false)? {
+            files.push((build::stripped(&built.file, &small)?, format!("/bin/{}", built.name)));
+        }
+        for built in build::tests(REAL_KERNEL_PACKAGE, Some(build::MUSL))? {
+            let path = format!("/bin/{}", built.name);
+            if built.package != REAL_KERNEL_PACKAGE || names.contains(&path) {
+                continue;
+            }
+            files.push((build::stripped(&built.file, &small)?, path.clone()));
+            names.push(path);
+        }
+        let debian = match debian::archive(origin) {
+            Ok(archive) => Some(archive),
+            Err(e) if require => return Err(e.context("Debian's programs for the guests")),
+            Err(e) => {
+                say!("guests go without Debian's programs: {e:#}");
+                None
+            }
+        };
+        Ok(Self { files, tests: names, debian })
+    }
+}
+
+/// One guest runs all test binaries, one after the other.
+fn on_kernel(args: &Args, kernel: &Kernel, programs: &Programs) -> Result<Vec<Case>> {
+    let env = guest::environment(programs.debian.is_some());
+    let job = |test: &String| {
+        let mut argv = vec![test.clone(), "--test-threads=1".into(), "--nocapture".into()];
+        argv.extend(args.filter.clone());
+        Job { argv, env: env.clone(), limit_s: args.timeout.as_secs() as u32 }
+    };
+    let jobs: Vec<Job> = programs.tests.iter().map(job).collect();
+    let shape = args.machine.shape(kernel, args.timeout + GUEST_MARGIN)?;
+    let files = programs.files.clone();
+    let guest = Guest { kernel, shape, files, debian: programs.debian.clone(), jobs };
+    let mut listener = Listener::new(&kernel.name, &programs.tests);
+    let outcome = guest.run(&mut |frame| listener.frame(frame));
+    Ok(listener.finish(outcome.err()))
+}
+
+/// Turns a guest's frames into shown lines and finished tests.
+struct Listener<'a> {
+    kernel: &'a str,
+    tests: &'a [String],
+    stdout: Lines,
+    stderr: Lines,
+    running: Option<Parser>,
+    cases: Vec<Case>,
+}
+
+impl<'a> Listener<'a> {
+    fn new(kernel: &'a str, tests: &'a [String]) -> Self {
+        let (stdout, stderr) = (Lines::default(), Lines::default());
+        Self { kernel, tests, stdout, stderr, running: None, cases: Vec::new() }
+    }
+
+    fn frame(&mut self, frame: &Frame) {
+        let kernel = self.kernel;
+        match frame {
+            Frame::Start(index) => {
+                let test = self.tests.get(*index as usize).map_or("?", String::as_str);
+                let name = test.rsplit('/').next().unwrap_or(test);
+                self.running = Some(Parser::new(&format!("{name}::")));
+            }
+            Frame::Stdout(bytes) => {
+                let running = &mut self.running;
+                self.stdout.push(bytes, &mut |line| out(kernel, line, running.as_mut()));
+            }
+            Frame::Stderr(bytes) => {
+                let running = &mut self.running;
+                self.stderr.push(bytes, &mut |line| err(kernel, line, running.as_mut()));
+            }
+            Frame::Exit(status) => self.end_of_job(*status),
+            _ => {}
+        }
+    }
+
+    fn end_of_job(&mut self, status: i32) {
+        let (kernel, running) = (self.kernel, &mut self.running);
+        self.stdout.flush(&mut |line| out(kernel, line, running.as_mut()));
+        self.stderr.flush(&mut |line| err(kernel, line, running.as_mut()));
+        if let Some(parser) = self.running.take() {
+            self.cases.extend(parser.finish(status));
+        }
+    }
+
+    /// A guest that broke fails the test it was in, and itself.
+    fn finish(mut self, error: Option<anyhow::Error>) -> Vec<Case> {
+        if let Some(error) = error {
+            self.end_of_job(-1);
+            say!("{error:#}");
+            let why = format!("{error:#}").lines().next().unwrap_or_default().to_owned();
+            self.cases.push(Case { name: "(guest)".to_owned(), outcome: Outcome::Failed(why) });
+        }
+        self.cases
+    }
+}
+
+fn out(kernel: &str, line: &str, parser: Option<&mut Parser>) {
+    // Whoever reads us may have gone; the run goes on.
+    let _ = writeln!(std::io::stdout(), "[{kernel}] {line}");
+    if let Some(parser) = parser {
+        parser.line(line);
+    }
+}
+
+fn err(kernel: &str, line: &str, parser: Option<&mut Parser>) {
+    let _ = writeln!(std::io::stderr(), "[{kernel}] {line}");
+    if let Some(parser) = parser {
+        parser.error_line(line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::libtest::count;
+
+    const TESTS: &str = "/bin/learning";
+
+    fn listen(frames: &[Frame], error: Option<&str>) -> Vec<Case> {
+        let tests = [TESTS.to_owned()];
+        let mut listener = Listener::new("6.12", &tests);
+        frames.iter().for_each(|frame| listener.frame(frame));
+        listener.finish(error.map(|e| anyhow::anyhow!("{e}")))
+    }
+
+    #[test]
+    fn frames_become_tests() {
+        let text = b"running 1 test\ntest floods ... ok\n\ntest result: ok. 1 passed; 0 failed\n";
+        let (a, b) = text.split_at(20);
+        let frames = [
+            Frame::Start(0),
+            Frame::Stdout(a.to_vec()),
+            Frame::Stderr(b"noise".to_vec()),
+            Frame::Stdout(b.to_vec()),
+            Frame::Exit(0),
+        ];
+        let cases = listen(&frames, None);
+        assert_eq!(cases, [Case { name: "learning::floods".into(), outcome: Outcome::Passed }]);
+    }
+
+    #[test]
+    fn a_guest_that_breaks_fails_the_test_it_was_in() {
+        let text = b"running 1 test\ntest floods ... ".to_vec();
+        let cases = listen(&[Frame::Start(0), Frame::Stdout(text)], Some("kernel panic"));
+        let names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
+        assert_eq!(names, ["learning::floods", "(guest)"]);
+        assert_eq!(count(&cases).failed, 2);
+    }
+
+    #[test]
+    fn an_error_of_a_stage_is_a_failure_in_the_sum() {
+        let stage = stage("x", || anyhow::bail!("no compiler"));
+        assert_eq!(count(&stage.cases).failed, 1);
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_be_had_is_a_skip_unless_required() {
+        let error = anyhow::anyhow!("gone");
+        assert_eq!(count(&cannot_be_had("7", false, &error).cases).skipped, 1);
+        assert_eq!(count(&cannot_be_had("7", true, &error).cases).failed, 1);
+    }
+}
