@@ -6,18 +6,18 @@ use std::time::Duration;
 /// What the functions of this crate return.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why the test kit could not do what it was asked.
+/// Why the test kit could not do what it was asked. The text of each holds its cause, so none has a
+/// `source`: a chain would say it twice.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The kernel refused a system call.
-    #[error("cannot {what}: {source}")]
+    #[error("cannot {what}: {cause}")]
     System {
         /// The operation, as a verb with its object: "open a network namespace".
         what: String,
         /// The kernel's answer.
-        #[source]
-        source: io::Error,
+        cause: io::Error,
     },
     /// The kernel refused a request about a link or an address, or the answer made no sense.
     #[error("cannot {what}: {cause}")]
@@ -58,6 +58,6 @@ impl Error {
     /// An [`Error::System`] maker for `map_err`: `.map_err(Error::system("open a socket"))`.
     pub(crate) fn system<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         let what = what.into();
-        move |source| Self::System { what, source: source.into() }
+        move |cause| Self::System { what, cause: cause.into() }
     }
 }

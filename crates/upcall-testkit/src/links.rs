@@ -273,7 +273,7 @@ fn check_name(name: &str) -> Result<()> {
 fn refused(what: impl Into<String>, error: &rtnetlink::Error) -> Error {
     let what = what.into();
     match error {
-        rtnetlink::Error::NetlinkError(message) => Error::System { what, source: message.to_io() },
+        rtnetlink::Error::NetlinkError(message) => Error::System { what, cause: message.to_io() },
         other => Error::Link { what, cause: other.to_string() },
     }
 }

@@ -180,7 +180,7 @@ impl NetNs {
     pub fn disable_ipv6(&self) -> Result<()> {
         for scope in ["all", "default"] {
             match self.set_sysctl(&format!("ipv6/conf/{scope}/disable_ipv6"), "1") {
-                Err(Error::System { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(Error::System { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {}
                 other => other?,
             }
         }

@@ -193,7 +193,7 @@ fn a_vlan_device_hears_only_its_vlan() {
     let (a, b) = wire(false);
     for (ns, link, ip) in [(&a, "a0", "10.0.7.1"), (&b, "b0", "10.0.7.2")] {
         match ns.links(async |links| links.add_vlan("v7", link, 7).await) {
-            Err(Error::System { source, .. }) if source.kind() == ErrorKind::Unsupported => {
+            Err(Error::System { cause, .. }) if cause.kind() == ErrorKind::Unsupported => {
                 eprintln!("SKIP a_vlan_device_hears_only_its_vlan: this kernel has no 8021q");
                 return;
             }

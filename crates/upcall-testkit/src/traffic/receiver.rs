@@ -172,6 +172,19 @@ pub struct UdpCounters {
     pub buffer_full: u64,
 }
 
+impl std::ops::Add for UdpCounters {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            received: self.received + other.received,
+            no_port: self.no_port + other.no_port,
+            errors: self.errors + other.errors,
+            buffer_full: self.buffer_full + other.buffer_full,
+        }
+    }
+}
+
 /// Reads the counters of UDP over IPv4 in `ns`.
 pub fn udp_counters(ns: &NetNs) -> Result<UdpCounters> {
     let text = ns

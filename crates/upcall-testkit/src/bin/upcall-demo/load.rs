@@ -23,9 +23,6 @@ pub(crate) const FIRST_BURST_FLOW: u32 = 1 << 16;
 const BURSTS_PER_ROUND: u32 = 40;
 const ROUND: Duration = Duration::from_millis(250);
 
-/// Addresses that bursts come from, for each host; a long run uses them again.
-const STATIONS_PER_HOST: u32 = 1000;
-
 /// Packets a second of the steady stream: for each pair, and at most in all.
 const STEADY_RATE_PER_PAIR: u32 = 100;
 const STEADY_RATE_MAX: u32 = 2000;
@@ -84,6 +81,8 @@ impl<'a> Load<'a> {
         let senders = sockets.collect::<Result<Vec<_>, _>>()?;
         let pairs: Vec<(usize, usize)> =
             self.hosts.pairs().map(|(from, to)| (from.index, to.index)).collect();
+        // How many addresses each host's bursts have come from.
+        let mut stations = vec![0u16; senders.len()];
         let cpus = usable_cpus();
         let mut flow = FIRST_BURST_FLOW;
         let mut next_round = Instant::now();
@@ -91,7 +90,8 @@ impl<'a> Load<'a> {
             for _ in 0..BURSTS_PER_ROUND {
                 let number = flow - FIRST_BURST_FLOW;
                 let (from, to) = pairs[number as usize % pairs.len()];
-                let station = number / pairs.len() as u32 % STATIONS_PER_HOST;
+                let station = stations[from];
+                stations[from] = station.wrapping_add(1);
                 let (host, peer) = (&self.hosts[from], &self.hosts[to]);
                 let build = |_: u32, payload: &[u8]| burst_frame(host, peer, station, payload);
                 let cpu = cpus[number as usize % cpus.len()];
@@ -152,14 +152,14 @@ impl Outlet for Steady {
     fn send(&mut self, flow: u32, payload: &[u8]) -> Result<(), Error> {
         let (_, to) = self.destinations[(flow - self.first_flow) as usize];
         let sent = self.socket.send_to(payload, to).map(drop);
-        sent.map_err(|source| Error::System { what: format!("send UDP to {to}"), source })
+        sent.map_err(|cause| Error::System { what: format!("send UDP to {to}"), cause })
     }
 }
 
-fn burst_frame(from: &Host, to: &Host, station: u32, payload: &[u8]) -> Result<Vec<u8>, Error> {
-    let [_, _, high, low] = station.to_be_bytes();
+fn burst_frame(from: &Host, to: &Host, station: u16, payload: &[u8]) -> Result<Vec<u8>, Error> {
+    let [high, low] = station.to_be_bytes();
     let source = [2, 1, from.index as u8, 0, high, low];
-    let from = (from.ip4, 20_000 + station as u16).into();
+    let from = (from.ip4, 20_000 + station % 40_000).into();
     Frame::new(source, to.mac).udp(from, (to.ip4, UDP_PORT).into(), payload)
 }
 

@@ -45,6 +45,7 @@ pub(crate) struct Report {
     duplicates: u64,
     reordered: u64,
     receiver_drops: u64,
+    receiver_errors: u64,
     bursts: u64,
     burst_packets: u32,
     setup_us_median: Option<u64>,
@@ -96,7 +97,8 @@ impl Report {
             packets_lost: totals.lost,
             duplicates: totals.duplicates,
             reordered: totals.reordered,
-            receiver_drops: outcome.receiver_drops,
+            receiver_drops: outcome.refused.buffer_full,
+            receiver_errors: outcome.refused.errors - outcome.refused.buffer_full,
             bursts: setup_us.len() as u64,
             burst_packets: BURST_PACKETS,
             setup_us_median: setup_us.get(setup_us.len() / 2).copied(),
@@ -130,6 +132,7 @@ impl Report {
             (self.kernel_lost, "upcalls did not fit into upcalld's sockets"),
             (self.shed, "were refused by upcalld for want of room"),
             (self.receiver_drops, "reached a host that was too slow to read them"),
+            (self.receiver_errors, "reached a host with a wrong checksum or length"),
         ];
         let known: Vec<String> = by
             .iter()

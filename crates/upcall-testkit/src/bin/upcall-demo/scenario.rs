@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use upcall_testkit::daemon::Exit;
-use upcall_testkit::traffic::{Receiver, udp_counters};
+use upcall_testkit::traffic::{Receiver, UdpCounters, udp_counters};
 use upcall_testkit::{
     Error, Hosts, PingPlan, PingReport, Stats, Tally, Totals, Upcalld, ping, wait_until,
 };
@@ -31,8 +31,8 @@ pub(crate) struct Outcome {
     pub(crate) pings: Vec<PingReport>,
     pub(crate) tallies: Vec<Tally>,
     pub(crate) sent: u64,
-    /// Packets that reached a host, whose receiver was too slow to take them.
-    pub(crate) receiver_drops: u64,
+    /// What the UDP stacks of the hosts refused.
+    pub(crate) refused: UdpCounters,
     pub(crate) traffic: Duration,
     pub(crate) stats: Stats,
     pub(crate) exit: Exit,
@@ -64,11 +64,11 @@ pub(crate) fn run(args: &Args, stop: &AtomicBool, live: &mut Live) -> Result<Out
     let Some(stats) = exit.stats.clone().filter(|stats| stats.final_line) else {
         bail!("upcalld ended without its last statistics ({})\n{}", exit.status, exit.log);
     };
-    let mut receiver_drops = 0;
+    let mut refused = UdpCounters::default();
     for host in hosts.iter() {
-        receiver_drops += udp_counters(&host.ns)?.buffer_full;
+        refused = refused + udp_counters(&host.ns)?;
     }
-    Ok(Outcome { pings, tallies, sent, receiver_drops, traffic, stats, exit })
+    Ok(Outcome { pings, tallies, sent, refused, traffic, stats, exit })
 }
 
 fn start(args: &Args, hosts: &Hosts) -> Result<Upcalld, Error> {
