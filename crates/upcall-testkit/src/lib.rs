@@ -31,7 +31,7 @@ pub mod wait;
 pub use daemon::{Stats, Upcalld, UpcalldBuilder};
 pub use error::{Error, Result};
 pub use links::{Link, Links, Veth};
-pub use netns::{NetNs, NsThread, skip_unless_root};
+pub use netns::{NetNs, NsThread, skip, skip_unless_root};
 pub use ping::{PingPlan, PingReport};
 pub use raw::{Frame, RawSocket, VlanTag};
 pub use topology::{Host, Hosts, HostsConfig};

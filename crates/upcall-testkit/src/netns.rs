@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::resume_unwind;
@@ -204,12 +204,19 @@ impl NetNs {
     }
 }
 
-/// For tests that need root: `true`, with `SKIP name: reason` on standard error, when this process
-/// is not root. The harness counts such lines, and fails on them where every test is required.
+/// Reports that a test cannot run here, as a line `SKIP test: reason` on standard error. It is
+/// written past the capture of libtest, so that the harness sees it: it counts such lines, and fails
+/// on them where every test is required.
+pub fn skip(test: &str, reason: &str) {
+    // Without a standard error there is nobody to tell.
+    let _nobody = writeln!(io::stderr(), "SKIP {test}: {reason}");
+}
+
+/// For tests that need root: `true`, and [`skip`] called, when this process is not root.
 pub fn skip_unless_root(test: &str) -> bool {
-    if rustix::process::geteuid().is_root() {
-        return false;
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        skip(test, "needs root (network namespaces)");
     }
-    eprintln!("SKIP {test}: needs root (network namespaces)");
-    true
+    !root
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use upcall_testkit::raw::ETHERTYPE_EXPERIMENTAL;
 use upcall_testkit::{
-    Error, Frame, Hosts, HostsConfig, NetNs, PingPlan, RawSocket, Veth, VlanTag, ping,
+    Error, Frame, Hosts, HostsConfig, NetNs, PingPlan, RawSocket, Veth, VlanTag, ping, skip,
     skip_unless_root,
 };
 
@@ -194,7 +194,7 @@ fn a_vlan_device_hears_only_its_vlan() {
     for (ns, link, ip) in [(&a, "a0", "10.0.7.1"), (&b, "b0", "10.0.7.2")] {
         match ns.links(async |links| links.add_vlan("v7", link, 7).await) {
             Err(Error::System { cause, .. }) if cause.kind() == ErrorKind::Unsupported => {
-                eprintln!("SKIP a_vlan_device_hears_only_its_vlan: this kernel has no 8021q");
+                skip("a_vlan_device_hears_only_its_vlan", "this kernel has no 8021q");
                 return;
             }
             made => made.unwrap(),

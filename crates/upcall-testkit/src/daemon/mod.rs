@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, kill_process};
 use tempfile::TempDir;
 
 use crate::error::{Error, Result};
@@ -22,6 +22,7 @@ use crate::netns::NetNs;
 use crate::wait::{wait_for, wait_until};
 
 use capture::Captured;
+pub use rustix::process::Signal;
 pub use stats::Stats;
 
 /// The variable that names the binary to test.
