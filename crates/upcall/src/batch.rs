@@ -1,0 +1,125 @@
+//! Messages to the kernel, many in one system call.
+
+use std::io;
+use std::sync::Arc;
+
+use netlink_io::Socket;
+use upcall_core::Ledger;
+
+/// Bytes after which a batch is sent before its round ends. A batch may exceed it by one message; the
+/// default send buffer (212,992 bytes) holds any.
+const BATCH_BYTES_MAX: usize = 32 << 10;
+
+/// What a sequence number says of its message, so that an error reply names its operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Op {
+    Execute,
+    FlowPut,
+}
+
+impl Op {
+    pub(crate) fn of_seq(seq: u32) -> Self {
+        if seq & 1 == 0 { Self::Execute } else { Self::FlowPut }
+    }
+}
+
+/// Messages waiting to be sent, on the worker's own socket: replies cannot crowd out upcalls.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    socket: Arc<Socket>,
+    buf: Vec<u8>,
+    executes: u64,
+    puts: u64,
+    next_seq: u32,
+}
+
+impl Batch {
+    pub(crate) fn new(socket: Arc<Socket>) -> Self {
+        Self {
+            socket,
+            buf: Vec::with_capacity(2 * BATCH_BYTES_MAX),
+            executes: 0,
+            puts: 0,
+            next_seq: 2,
+        }
+    }
+
+    /// A sequence number for a message of this kind.
+    pub(crate) fn seq(&mut self, op: Op) -> u32 {
+        self.next_seq = self.next_seq.wrapping_add(2).max(2);
+        match op {
+            Op::Execute => self.next_seq,
+            Op::FlowPut => self.next_seq | 1,
+        }
+    }
+
+    /// Appends an EXECUTE written by `write`; sends the batch if it is large.
+    pub(crate) fn execute<E>(
+        &mut self,
+        ledger: &Ledger,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        write(&mut self.buf)?;
+        self.executes += 1;
+        self.flush_if_large(ledger);
+        Ok(())
+    }
+
+    /// Appends an encoded `FLOW_PUT`; sends the batch if it is large.
+    pub(crate) fn put(&mut self, ledger: &Ledger, message: &[u8]) {
+        self.buf.extend_from_slice(message);
+        self.puts += 1;
+        self.flush_if_large(ledger);
+    }
+
+    fn flush_if_large(&mut self, ledger: &Ledger) {
+        if self.buf.len() >= BATCH_BYTES_MAX {
+            self.flush(ledger);
+        }
+    }
+
+    /// Sends what there is. A batch the kernel does not take is not sent again: part of it may have
+    /// been carried out, and a packet must not leave twice.
+    pub(crate) fn flush(&mut self, ledger: &Ledger) {
+        if self.buf.is_empty() {
+            return;
+        }
+        let sent = self.socket.send(&self.buf);
+        self.settle(ledger, sent);
+        self.buf.clear();
+        (self.executes, self.puts) = (0, 0);
+    }
+
+    fn settle(&self, ledger: &Ledger, sent: io::Result<()>) {
+        match sent {
+            Ok(()) => {
+                ledger.executed.add(self.executes);
+                ledger.completed.add(self.executes);
+                ledger.flows_put.add(self.puts);
+            }
+            Err(err) => {
+                ledger.shed.add(self.executes);
+                ledger.shed_send_failed.add(self.executes);
+                tracing::warn!(%err, executes = self.executes, puts = self.puts,
+                    "the kernel did not take a batch; its packets and flows are given up");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequence_numbers_tell_operations_apart() {
+        let mut batch = Batch::new(Arc::new(Socket::open().unwrap()));
+        batch.next_seq = u32::MAX - 3;
+        for _ in 0..4 {
+            let (execute, put) = (batch.seq(Op::Execute), batch.seq(Op::FlowPut));
+            assert_ne!(execute, 0);
+            assert_eq!(Op::of_seq(execute), Op::Execute);
+            assert_eq!(Op::of_seq(put), Op::FlowPut);
+        }
+    }
+}
