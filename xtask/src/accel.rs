@@ -27,10 +27,9 @@ pub(crate) enum Choice {
 pub(crate) fn choose(choice: Choice, stress: bool, kernel: &Kernel) -> Result<Accel> {
     let tcg = if stress { Accel::TcgMulti } else { Accel::TcgSingle };
     Ok(match choice {
-        Choice::Tcg => tcg,
+        Choice::Auto if !stress && hardware_works(kernel)? => Accel::Kvm,
         Choice::Kvm => Accel::Kvm,
-        Choice::Auto if stress || !hardware_works(kernel)? => tcg,
-        Choice::Auto => Accel::Kvm,
+        Choice::Auto | Choice::Tcg => tcg,
     })
 }
 

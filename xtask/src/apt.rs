@@ -6,6 +6,7 @@ use crate::cmd::{self, say};
 use crate::sources::{self, Archive, Source};
 use crate::{cache, setup};
 use anyhow::{Context, Result, bail};
+use std::fmt::Write as _;
 use std::fs;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -160,7 +161,7 @@ fn source_lines(archive: &Archive, suite: &str, keyring: &str) -> String {
     let mut text = format!("deb {options} {} {suite} main\n", archive.main);
     // The unstable suite gets its fixes directly.
     if let Some(security) = archive.security.as_ref().filter(|_| suite != "sid") {
-        text += &format!("deb {options} {security} {suite}-security main\n");
+        let _ = writeln!(text, "deb {options} {security} {suite}-security main");
     }
     text
 }

@@ -5,12 +5,14 @@ use crate::cache;
 use crate::cmd::say;
 use crate::initramfs::Archive;
 use crate::kernels::Origin;
-use anyhow::Result;
+use anyhow::{Context, Result};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 const SUITE: &str = "trixie";
 const PACKAGES: &[&str] = &[
     "busybox-static",
+    "dash",
     "ethtool",
     "iperf3",
     "iproute2",
@@ -36,6 +38,12 @@ const LEFT_OUT: &[&str] = &[
     "usr/lib/openvswitch-switch",
     "usr/bin/perl",
     "usr/bin/localedef",
+    "usr/bin/openssl",
+    "usr/bin/ovs-vsctl",
+    "usr/bin/ovsdb",
+    "usr/bin/systemctl",
+    "usr/bin/systemd",
+    "usr/sbin/ovsdb",
     "usr/include",
     "usr/games",
     "var/",
@@ -44,6 +52,15 @@ const LEFT_OUT: &[&str] = &[
     "etc/passwd",
     "etc/group",
     "etc/hosts",
+];
+
+/// Small tools from busybox, where no package has brought its own. The shell is not among them: its
+/// would prefer busybox's `ip` and `ping` to the real ones.
+const APPLETS: &[&str] = &[
+    "awk", "cat", "chmod", "cmp", "cp", "cut", "date", "dd", "df", "dmesg", "echo", "false",
+    "find", "free", "grep", "head", "hexdump", "id", "kill", "ls", "lsmod", "mkdir", "mv", "nc",
+    "ps", "rm", "rmmod", "sed", "seq", "sleep", "sort", "stat", "sysctl", "tail", "tee", "test",
+    "timeout", "top", "tr", "true", "uname", "wc",
 ];
 
 /// An initramfs archive with the programs, from the cache if it is there.
@@ -57,7 +74,7 @@ pub(crate) fn archive(origin: &Origin) -> Result<PathBuf> {
 
 /// Another list of packages is another archive.
 fn file_name() -> String {
-    let words = PACKAGES.iter().chain(LEFT_OUT);
+    let words = PACKAGES.iter().chain(LEFT_OUT).chain(APPLETS);
     let digest =
         words.flat_map(|word| word.bytes()).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -69,8 +86,10 @@ fn make(origin: &Origin, path: &Path) -> Result<()> {
     let apt = Apt::open(&apt::archive(origin.archive.as_deref())?, SUITE)?;
     let packages = apt.download_closure(PACKAGES)?;
     say!("{SUITE}: unpacking {} packages", packages.len());
+    // Nothing of an older list of packages, or of an attempt that was interrupted.
+    let home = path.parent().context("a cache entry has a parent")?;
+    let _ = std::fs::remove_dir_all(home);
     let tree = path.with_extension("tree");
-    let _ = std::fs::remove_dir_all(&tree);
     cache::make_dir(&tree)?;
     for package in &packages {
         apt::unpack(package, &tree)?;
@@ -78,13 +97,26 @@ fn make(origin: &Origin, path: &Path) -> Result<()> {
     let draft = path.with_extension("draft");
     let mut archive = Archive::create(&draft)?;
     archive.tree(&tree, &is_kept)?;
-    if !tree.join("usr/bin/sh").exists() {
-        archive.link("usr/bin/sh", "busybox")?;
-    }
+    add_links(&mut archive, &tree)?;
     archive.finish(None)?;
     std::fs::rename(&draft, path)?;
     std::fs::remove_dir_all(&tree)?;
     apt.clean()
+}
+
+fn add_links<W: Write>(archive: &mut Archive<W>, tree: &Path) -> Result<()> {
+    let brought = |name: &str| {
+        let dirs = ["usr/bin", "usr/sbin", "bin", "sbin"].map(|dir| tree.join(dir).join(name));
+        dirs.iter().any(|path| path.symlink_metadata().is_ok())
+    };
+    for applet in APPLETS.iter().filter(|name| !brought(name)) {
+        archive.link(&format!("usr/bin/{applet}"), "busybox")?;
+    }
+    // Some releases make this link only when the package is configured.
+    if !brought("sh") {
+        archive.link("usr/bin/sh", "dash")?;
+    }
+    Ok(())
 }
 
 /// Databases that programs read at run time stay, from the directories left out otherwise.

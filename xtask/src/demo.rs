@@ -78,9 +78,9 @@ fn in_guest(args: &Args) -> Result<i32> {
         (build::stripped(&demo, &small)?, format!("/bin/{DEMO}")),
         (build::stripped(&daemon, &small)?, format!("/bin/{DAEMON}")),
     ];
-    let mut argv = vec![format!("/bin/{DEMO}")];
-    argv.extend(args.arguments(&format!("/bin/{DAEMON}")));
-    let job = Job { argv, env: guest::environment(false), limit_s: 0 };
+    let mut command = vec![format!("/bin/{DEMO}")];
+    command.extend(args.arguments(&format!("/bin/{DAEMON}")));
+    let job = Job { argv: command, env: guest::environment(false), limit_s: 0 };
     let shape = args.machine.shape(kernel, args.timeout)?;
     say!("booting {} in QEMU", kernel.release);
     let begun = Instant::now();

@@ -118,7 +118,8 @@ impl Guest<'_> {
         for module in self.kernel.load_order()? {
             let path = format!("/ko/{}.ko", module.name);
             archive.copy(&module.file, &path)?;
-            plan.modules.push(Module { path, required: module.required });
+            let params = module.params.to_owned();
+            plan.modules.push(Module { path, params, required: module.required });
         }
         archive.file(PLAN_PATH, 0o644, &plan.encode()?)?;
         for (from, to) in &self.files {

@@ -7,6 +7,7 @@ mod accel;
 mod apt;
 mod build;
 mod cache;
+mod check;
 mod cmd;
 mod console;
 mod debian;
@@ -24,6 +25,7 @@ mod report;
 mod setup;
 mod sources;
 mod suite;
+mod tidy;
 mod unpack;
 mod vm;
 
@@ -44,6 +46,10 @@ enum Xtask {
     Demo(demo::Args),
     /// Feeds the parsers with made-up input
     Fuzz(fuzz::Args),
+    /// Checks the rules of the house: arrows between crates, unsafe, files, the map
+    Tidy,
+    /// Format, tidy, lints, documentation, licences; needs no privileges
+    Check,
 }
 
 fn main() -> ExitCode {
@@ -53,6 +59,8 @@ fn main() -> ExitCode {
         Xtask::Test(args) => suite::run(&args),
         Xtask::Demo(args) => demo::run(&args),
         Xtask::Fuzz(args) => fuzz::run(&args),
+        Xtask::Tidy => tidy::run(),
+        Xtask::Check => check::run(),
     };
     match outcome {
         Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),

@@ -40,12 +40,16 @@ const WANTED: &[&str] = &[
     "inet_diag",
 ];
 
+/// No devices that nobody asked for.
+const PARAMS: &[(&str, &str)] = &[("dummy", "numdummies=0"), ("ifb", "numifbs=0")];
+
 /// A module in the order of loading.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Loadable {
     pub(crate) name: String,
     /// Unpacked, on this machine.
     pub(crate) file: PathBuf,
+    pub(crate) params: &'static str,
     pub(crate) required: bool,
 }
 
@@ -115,7 +119,8 @@ impl Order<'_> {
             self.add(&dependency, required)?;
         }
         self.open.pop();
-        self.done.push(Loadable { name: name.to_owned(), file, required });
+        let params = PARAMS.iter().find(|(module, _)| *module == name).map_or("", |(_, p)| p);
+        self.done.push(Loadable { name: name.to_owned(), file, params, required });
         Ok(())
     }
 }
@@ -147,8 +152,8 @@ fn depends(file: &Path) -> Result<Vec<String>> {
 
 /// The `depends=` entry among the NUL-terminated `key=value` strings.
 fn modinfo_depends(section: &[u8]) -> Vec<String> {
-    let entries = section.split(|byte| *byte == 0);
-    let list = entries.filter_map(|entry| entry.strip_prefix(b"depends=")).next().unwrap_or(b"");
+    let mut entries = section.split(|byte| *byte == 0);
+    let list = entries.find_map(|entry| entry.strip_prefix(b"depends=")).unwrap_or(b"");
     let names = String::from_utf8_lossy(list);
     let names = names.split(',').map(str::trim).filter(|name| !name.is_empty());
     names.map(|name| name.replace('-', "_")).collect()

@@ -1,5 +1,5 @@
 //! The end of a test run: the table, what was skipped and why, what failed, the last line; and the
-//! same as JUnit XML for machines.
+//! same as `JUnit` XML for machines.
 
 use crate::libtest::{Case, Counts, Outcome, count};
 use std::fmt::Write as _;
@@ -15,7 +15,9 @@ pub(crate) struct Stage {
 
 pub(crate) fn total(stages: &[Stage]) -> Counts {
     let mut total = Counts::default();
-    stages.iter().for_each(|stage| total += count(&stage.cases));
+    for stage in stages {
+        total += count(&stage.cases);
+    }
     total
 }
 
@@ -60,7 +62,9 @@ pub(crate) fn junit(stages: &[Stage]) -> String {
             counts.skipped,
             stage.took.as_secs_f64()
         );
-        stage.cases.iter().for_each(|case| junit_case(&mut xml, &stage.name, case));
+        for case in &stage.cases {
+            junit_case(&mut xml, &stage.name, case);
+        }
         xml.push_str("  </testsuite>\n");
     }
     xml.push_str("</testsuites>\n");

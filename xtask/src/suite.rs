@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// The package whose tests need a real kernel.
 const REAL_KERNEL_PACKAGE: &str = "netns-tests";
 /// Of a whole guest, which runs all test binaries.
-const GUEST_MARGIN: Duration = Duration::from_secs(60);
+const GUEST_MARGIN: Duration = Duration::from_mins(1);
 
 /// `cargo xtask test`
 #[derive(Debug, clap::Args)]
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// Only the real-kernel tests
     #[arg(long)]
     only_kernels: bool,
-    /// Write a JUnit report
+    /// Write a report in the format of `JUnit`
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
     /// Time limit of the tests of one kernel
@@ -218,9 +218,9 @@ impl Programs {
 fn on_kernel(args: &Args, kernel: &Kernel, programs: &Programs) -> Result<Vec<Case>> {
     let env = guest::environment(programs.debian.is_some());
     let job = |test: &String| {
-        let mut argv = vec![test.clone(), "--test-threads=1".into(), "--nocapture".into()];
-        argv.extend(args.filter.clone());
-        Job { argv, env: env.clone(), limit_s: args.timeout.as_secs() as u32 }
+        let mut command = vec![test.clone(), "--test-threads=1".into(), "--nocapture".into()];
+        command.extend(args.filter.clone());
+        Job { argv: command, env: env.clone(), limit_s: args.timeout.as_secs() as u32 }
     };
     let jobs: Vec<Job> = programs.tests.iter().map(job).collect();
     let shape = args.machine.shape(kernel, args.timeout + GUEST_MARGIN)?;
@@ -314,7 +314,9 @@ mod tests {
     fn listen(frames: &[Frame], error: Option<&str>) -> Vec<Case> {
         let tests = [TESTS.to_owned()];
         let mut listener = Listener::new("6.12", &tests);
-        frames.iter().for_each(|frame| listener.frame(frame));
+        for frame in frames {
+            listener.frame(frame);
+        }
         listener.finish(error.map(|e| anyhow::anyhow!("{e}")))
     }
 

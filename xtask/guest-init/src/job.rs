@@ -98,7 +98,7 @@ fn forward<P: Read + Send + 'static>(
 fn wait_for(child: &Child) -> i32 {
     loop {
         match wait(WaitOptions::empty()) {
-            Ok(Some((pid, status))) if pid.as_raw_nonzero().get() as u32 == child.id() => {
+            Ok(Some((pid, status))) if pid.as_raw_nonzero().get().cast_unsigned() == child.id() => {
                 return code(status);
             }
             Ok(_) | Err(Errno::INTR) => {}

@@ -58,7 +58,7 @@ fn mount_one((kind, target, options): &(&str, &str, &str)) -> io::Result<()> {
 pub(crate) fn load(modules: &[Module]) -> (Vec<String>, Option<String>) {
     let mut notes = Vec::new();
     for module in modules {
-        let Err(e) = insert(&module.path) else { continue };
+        let Err(e) = insert(module) else { continue };
         let text = format!("module {}: {e}", module.path);
         if module.required {
             return (notes, Some(text));
@@ -68,9 +68,10 @@ pub(crate) fn load(modules: &[Module]) -> (Vec<String>, Option<String>) {
     (notes, None)
 }
 
-fn insert(path: &str) -> io::Result<()> {
-    let file = File::open(path)?;
-    match rustix::system::finit_module(&file, c"", 0) {
+fn insert(module: &Module) -> io::Result<()> {
+    let file = File::open(&module.path)?;
+    let params = std::ffi::CString::new(module.params.as_str())?;
+    match rustix::system::finit_module(&file, &params, 0) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
         Err(e) => Err(e.into()),
     }

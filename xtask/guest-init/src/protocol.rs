@@ -18,6 +18,8 @@ pub const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 pub struct Module {
     /// Path in the guest.
     pub path: String,
+    /// Parameters, as `modprobe` takes them.
+    pub params: String,
     /// Whether the run is pointless without it.
     pub required: bool,
 }
@@ -65,7 +67,8 @@ impl Plan {
     pub fn encode(&self) -> Result<Vec<u8>, Malformed> {
         let mut out = Vec::new();
         for module in &self.modules {
-            record(&mut out, if module.required { b'M' } else { b'm' }, &module.path)?;
+            let kind = if module.required { b'M' } else { b'm' };
+            record(&mut out, kind, &format!("{}={}", module.path, module.params))?;
         }
         for (key, value) in &self.sysctls {
             record(&mut out, b'S', &format!("{key}={value}"))?;
@@ -102,7 +105,8 @@ impl Plan {
         let pair = || value.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()));
         match kind {
             'M' | 'm' => {
-                self.modules.push(Module { path: value.to_owned(), required: kind == 'M' });
+                let (path, params) = pair()?;
+                self.modules.push(Module { path, params, required: kind == 'M' });
             }
             'S' => self.sysctls.push(pair()?),
             'J' => self.jobs.push(Job { limit_s: value.parse().ok()?, ..Job::default() }),
@@ -225,8 +229,8 @@ mod tests {
     fn plan() -> Plan {
         Plan {
             modules: vec![
-                Module { path: "/ko/nsh.ko".into(), required: false },
-                Module { path: "/ko/openvswitch.ko".into(), required: true },
+                Module { path: "/ko/nsh.ko".into(), params: "a=1 b=2".into(), required: false },
+                Module { path: "/ko/openvswitch.ko".into(), params: String::new(), required: true },
             ],
             sysctls: vec![("net/core/rmem_max".into(), "1=2".into())],
             jobs: vec![Job {
