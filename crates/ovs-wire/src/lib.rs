@@ -26,6 +26,7 @@ pub mod key;
 pub mod mask;
 pub mod nl;
 pub mod packet;
+pub mod text;
 pub mod vport;
 
 pub use action::{Action, ActionBuf, Actions};
