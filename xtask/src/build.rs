@@ -96,7 +96,10 @@ pub(crate) fn stripped(file: &Path, into: &Path) -> Result<PathBuf> {
     let Some(strip) = cmd::find("strip") else { return Ok(file.to_owned()) };
     cache::make_dir(into)?;
     let target = into.join(file.file_name().context("a program has a name")?);
-    cmd::output(Command::new(strip).arg("--strip-debug").arg("-o").arg(&target).arg(file))?;
+    // Another run may be reading the last one's copy.
+    let draft = target.with_extension(std::process::id().to_string());
+    cmd::output(Command::new(strip).arg("--strip-debug").arg("-o").arg(&draft).arg(file))?;
+    std::fs::rename(&draft, &target)?;
     Ok(target)
 }
 

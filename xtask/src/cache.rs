@@ -1,7 +1,7 @@
 //! Where things that took a download or a boot to find out are kept.
 
 use anyhow::{Context, Result};
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 /// `${XDG_CACHE_HOME:-~/.cache}/upcalld`, made when missing.
@@ -36,6 +36,14 @@ pub(crate) fn fill_dir(target: &Path, fill: impl FnOnce(&Path) -> Result<()>) ->
         let _ = fs::remove_dir_all(&draft);
     }
     outcome
+}
+
+/// Held while something is fetched: a second run waits, and then finds it there.
+pub(crate) fn lock() -> Result<File> {
+    let path = root()?.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(file)
 }
 
 /// Writes beside the target and renames, so that a reader never sees half a file.

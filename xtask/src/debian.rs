@@ -66,6 +66,10 @@ const APPLETS: &[&str] = &[
 /// An initramfs archive with the programs, from the cache if it is there.
 pub(crate) fn archive(origin: &Origin) -> Result<PathBuf> {
     let path = cache::root()?.join("debian").join(file_name());
+    if path.exists() {
+        return Ok(path);
+    }
+    let _lock = cache::lock()?;
     if !path.exists() {
         make(origin, &path)?;
     }

@@ -1,12 +1,12 @@
 //! `cargo xtask demo`: the main job before your eyes, on a real kernel.
 
-use crate::cmd::{self, say};
+use crate::cmd::say;
 use crate::guest::{self, Guest};
 use crate::vm::{self, MachineArgs};
-use crate::{build, kernels::Origin, setup};
+use crate::{build, host, kernels::Origin, setup};
 use anyhow::{Context, Result};
 use guest_init::protocol::Job;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -50,7 +50,7 @@ impl Args {
 
 pub(crate) fn run(args: &Args) -> Result<i32> {
     let chosen = args.kernel.is_some() || args.origin.kernel_dir.is_some();
-    if !chosen && cmd::is_root() && Path::new("/sys/module/openvswitch").exists() {
+    if !chosen && host::can_switch() {
         return here(args);
     }
     if !chosen {

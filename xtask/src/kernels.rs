@@ -7,7 +7,7 @@ use crate::cmd::say;
 use crate::{cache, image, modules};
 use anyhow::{Context, Result, bail};
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -120,11 +120,20 @@ pub(crate) fn get(line: Line, origin: &Origin) -> Result<Kernel> {
         say!("kernel {line}: {release}, cached");
         return cached(line, &dir, &release);
     }
-    fetch(line, origin)
+    let lock = cache::lock()?;
+    // Another run may have been faster.
+    if let Some(release) = newest_cached(&dir) {
+        return cached(line, &dir, &release);
+    }
+    fetch_locked(line, origin, &lock)
 }
 
 /// The newest of a line, even when an older one is cached.
 pub(crate) fn fetch(line: Line, origin: &Origin) -> Result<Kernel> {
+    fetch_locked(line, origin, &cache::lock()?)
+}
+
+fn fetch_locked(line: Line, origin: &Origin, _lock: &File) -> Result<Kernel> {
     let archive = apt::archive(origin.archive.as_deref())?;
     let dir = line_dir(line)?;
     let mut seen = Vec::new();

@@ -14,6 +14,7 @@ mod debian;
 mod demo;
 mod fuzz;
 mod guest;
+mod host;
 mod image;
 mod initramfs;
 mod kernels;

@@ -7,11 +7,11 @@ use crate::libtest::{Case, Outcome, Parser};
 use crate::lines::Lines;
 use crate::report::{self, Stage};
 use crate::vm::MachineArgs;
-use crate::{build, debian, fuzz, setup};
+use crate::{build, debian, fuzz, host, setup};
 use anyhow::{Context, Result};
 use guest_init::protocol::{Frame, Job};
 use std::io::{Read, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -120,8 +120,7 @@ fn run_tests_here(command: &mut Command, prefix: &str) -> Result<Vec<Case>> {
 }
 
 fn real_kernels(args: &Args, stages: &mut Vec<Stage>) {
-    let here = Path::new("/sys/module/openvswitch").exists() && cmd::is_root();
-    if here && args.origin.kernel_dir.is_none() {
+    if args.origin.kernel_dir.is_none() && host::can_switch() {
         stages.push(stage("this kernel", || this_kernel(args.filter.as_deref())));
     }
     let mut programs = None;
