@@ -18,88 +18,132 @@ impl FlowKey<'_> {
             h.write(self.as_bytes());
             return Ok(());
         }
-        let fields = fields.with_required();
-        let mut level = Some(self.as_bytes());
-        while let Some(nest) = level.take() {
-            for attr in Attrs::new(nest) {
-                let attr = attr?;
-                if attr.kind == kind::ENCAP {
-                    level = Some(attr.payload);
-                } else {
-                    hash_attr(&attr, fields, h)?;
-                }
-            }
-            // Ends the level, so that no attribute can be taken for one of another level.
-            h.write_u16(kind::ENCAP);
-        }
+        // Gathered first: one long write costs a hasher a fraction of many short ones.
+        let mut gather = Gather { bytes: [0; GATHER_LEN], len: 0, sink: &mut |part| h.write(part) };
+        feed(self.as_bytes(), fields.with_required(), &mut gather)?;
+        gather.flush();
         Ok(())
     }
 }
 
-#[inline]
-fn hash_attr<H: Hasher>(attr: &Attr<'_>, fields: MatchFields, h: &mut H) -> Result<(), WireError> {
-    let Some(layout) = spans::layout(attr.kind) else {
-        return hash_variable(attr, fields, h);
-    };
-    layout.check(attr)?;
-    if attr.kind == kind::ETHERTYPE && is_tag_protocol(attr.payload) {
-        h.write_u16(attr.kind);
-        h.write(attr.payload);
-    } else if layout.is_limited() {
-        let mut bytes = [0; LAYOUT_MAX];
-        bytes[..layout.len].copy_from_slice(attr.payload);
-        layout.limit(&mut bytes);
-        hash_spans(attr.kind, layout, &bytes, fields, h);
-    } else {
-        hash_spans(attr.kind, layout, attr.payload, fields, h);
+/// Bytes that are gathered for one write. The key of a UDP packet over IPv6 under all fields but one
+/// has 190.
+const GATHER_LEN: usize = 256;
+
+/// Gathers bytes for a hasher.
+struct Gather<'s> {
+    bytes: [u8; GATHER_LEN],
+    len: usize,
+    sink: &'s mut dyn FnMut(&[u8]),
+}
+
+impl Gather<'_> {
+    #[inline]
+    fn put(&mut self, part: &[u8]) {
+        if self.bytes.len() - self.len < part.len() {
+            self.flush();
+        }
+        match self.bytes.get_mut(self.len..self.len + part.len()) {
+            Some(room) => {
+                room.copy_from_slice(part);
+                self.len += part.len();
+            }
+            None => (self.sink)(part),
+        }
+    }
+
+    /// The same for a length that the compiler knows, which makes it a few moves.
+    #[inline]
+    fn put_array<const N: usize>(&mut self, part: [u8; N]) {
+        if let Some(room) = self.bytes[self.len..].first_chunk_mut::<N>() {
+            *room = part;
+            self.len += N;
+        } else {
+            self.put(&part);
+        }
+    }
+
+    #[inline]
+    fn put_kind(&mut self, kind: u16) {
+        self.put_array(kind.to_ne_bytes());
+    }
+
+    /// A payload of one of the usual lengths.
+    #[inline]
+    fn put_payload(&mut self, part: &[u8]) {
+        if let Ok(part) = <[u8; 4]>::try_from(part) {
+            self.put_array(part);
+        } else if let Ok(part) = <[u8; 12]>::try_from(part) {
+            self.put_array(part);
+        } else {
+            self.put(part);
+        }
+    }
+
+    fn flush(&mut self) {
+        (self.sink)(&self.bytes[..self.len]);
+        self.len = 0;
+    }
+}
+
+fn feed(key: &[u8], fields: MatchFields, out: &mut Gather<'_>) -> Result<(), WireError> {
+    let mut level = Some(key);
+    while let Some(nest) = level.take() {
+        for attr in Attrs::new(nest) {
+            let attr = attr?;
+            if attr.kind == kind::ENCAP {
+                level = Some(attr.payload);
+            } else if fields.intersects(spans::fields_of(attr.kind)) {
+                feed_attr(&attr, fields, out)?;
+            }
+        }
+        // Ends the level, so that no attribute can be taken for one of another level.
+        out.put_kind(kind::ENCAP);
     }
     Ok(())
 }
 
-/// Feeds the selected fields, neighbours at once.
 #[inline]
-fn hash_spans<H: Hasher>(kind: u16, layout: &Layout, bytes: &[u8], fields: MatchFields, h: &mut H) {
-    let mut run = 0..0;
-    let mut any = false;
-    for &(field, start, end) in layout.spans {
-        if !fields.intersects(field) {
-            continue;
-        }
-        if start == run.end && any {
-            run.end = end;
-            continue;
-        }
-        if any {
-            h.write(&bytes[run]);
-        } else {
-            h.write_u16(kind);
-        }
-        (run, any) = (start..end, true);
+fn feed_attr(attr: &Attr<'_>, fields: MatchFields, out: &mut Gather<'_>) -> Result<(), WireError> {
+    let Some(layout) = spans::layout(attr.kind) else {
+        return feed_variable(attr, fields, out);
+    };
+    layout.check(attr)?;
+    let tag_protocol = attr.kind == kind::ETHERTYPE && is_tag_protocol(attr.payload);
+    if fields.contains(layout.all) && !layout.is_limited() || tag_protocol {
+        out.put_kind(attr.kind);
+        out.put_payload(&attr.payload[..layout.used]);
+    } else if fields.intersects(layout.all) {
+        feed_part(attr, layout, fields, out);
     }
-    if any {
-        h.write(&bytes[run]);
-    }
+    Ok(())
 }
 
-fn hash_variable<H: Hasher>(
+/// Feeds a payload of which a part is matched: the bytes under the mask, zero elsewhere.
+fn feed_part(attr: &Attr<'_>, layout: &Layout, fields: MatchFields, out: &mut Gather<'_>) {
+    let mut bytes = [0; LAYOUT_MAX];
+    for &(field, start, end) in layout.spans {
+        if fields.intersects(field) {
+            bytes[start..end].copy_from_slice(&attr.payload[start..end]);
+        }
+    }
+    layout.limit(&mut bytes);
+    out.put_kind(attr.kind);
+    out.put_payload(&bytes[..layout.used]);
+}
+
+fn feed_variable(
     attr: &Attr<'_>,
     fields: MatchFields,
-    h: &mut H,
+    out: &mut Gather<'_>,
 ) -> Result<(), WireError> {
-    let field = match attr.kind {
-        kind::VLAN => {
-            h.write_u16(attr.kind);
-            h.write_u16(attr.be16("VLAN")? & tag_bits(fields).0);
-            return Ok(());
-        }
-        kind::TUNNEL => MatchFields::TUNNEL,
-        kind::NSH => MatchFields::NSH,
-        kind => spans::opaque(kind).unwrap_or(MatchFields::OTHER),
-    };
-    if fields.contains(field) {
-        h.write_u16(attr.kind);
-        h.write_usize(attr.payload.len());
-        h.write(attr.payload);
+    out.put_kind(attr.kind);
+    if attr.kind == kind::VLAN {
+        let tci = attr.be16("VLAN")? & tag_bits(fields).0;
+        out.put_array(tci.to_ne_bytes());
+    } else {
+        out.put(&attr.payload.len().to_ne_bytes());
+        out.put(attr.payload);
     }
     Ok(())
 }

@@ -12,6 +12,10 @@ pub(super) struct Layout {
     /// Fields in order, with their first byte and the byte behind them. Bytes that are in none are
     /// padding.
     pub(super) spans: &'static [(MatchFields, usize, usize)],
+    /// Bytes up to the end of the last field: the payload without padding.
+    pub(super) used: usize,
+    /// The fields that select all of it.
+    pub(super) all: MatchFields,
     /// Bits that a mask may have where they are not all: `(first byte, bits)`.
     limit: Option<(usize, [u8; 4])>,
 }
@@ -59,25 +63,60 @@ impl Layout {
 }
 
 /// The field of an attribute of variable length that is matched whole.
-pub(super) fn opaque(kind: u16) -> Option<MatchFields> {
+pub(super) const fn opaque(kind: u16) -> Option<MatchFields> {
     match kind {
         kind::MPLS => Some(MatchFields::MPLS),
-        kind::TUNNEL | kind::NSH | kind::ENCAP | kind::VLAN => None,
+        kind::TUNNEL => Some(MatchFields::TUNNEL),
+        kind::NSH => Some(MatchFields::NSH),
+        kind::ENCAP | kind::VLAN => None,
         _ => Some(MatchFields::OTHER),
     }
+}
+
+/// Types below this one have their fields in a table.
+const TABLE_LEN: usize = kind::IPV6_EXTHDRS as usize + 1;
+
+/// The fields that an attribute has a part in. VLAN tags and tag protocols count for the
+/// recirculation id, which is always matched, as they are.
+static FIELDS: [MatchFields; TABLE_LEN] = {
+    let mut table = [MatchFields::OTHER; TABLE_LEN];
+    let mut kind = 0;
+    while kind < TABLE_LEN {
+        table[kind] = match kind as u16 {
+            kind::VLAN => MatchFields::RECIRC_ID,
+            kind::ETHERTYPE => MatchFields::RECIRC_ID.union(MatchFields::ETH_TYPE),
+            kind => match layout(kind) {
+                Some(layout) => layout.all,
+                None => match opaque(kind) {
+                    Some(field) => field,
+                    None => MatchFields::empty(),
+                },
+            },
+        };
+        kind += 1;
+    }
+    table
+};
+
+/// The fields that may make an attribute worth reading.
+#[inline]
+pub(super) fn fields_of(kind: u16) -> MatchFields {
+    FIELDS.get(kind as usize).copied().unwrap_or(MatchFields::OTHER)
 }
 
 macro_rules! layouts {
     ($($kind:ident[$len:literal] {$($field:ident[$start:literal..$end:literal]),*} $($limit:expr)?;)*) => {
         /// The layout of an attribute of fixed length.
         #[inline]
-        pub(super) fn layout(kind: u16) -> Option<&'static Layout> {
+        pub(super) const fn layout(kind: u16) -> Option<&'static Layout> {
             match kind {
                 $(kind::$kind => {
                     const LAYOUT: &Layout = &Layout {
                         what: stringify!($kind),
                         len: $len,
                         spans: &[$((MatchFields::$field, $start, $end)),*],
+                        used: layouts!(@max $($end)*),
+                        all: MatchFields::empty()$(.union(MatchFields::$field))*,
                         limit: layouts!(@limit $($limit)?),
                     };
                     Some(LAYOUT)
@@ -86,6 +125,11 @@ macro_rules! layouts {
             }
         }
     };
+    (@max $($end:literal)*) => {{
+        let mut used = 0;
+        $(used = if $end > used { $end } else { used };)*
+        used
+    }};
     (@limit) => { None };
     (@limit $limit:expr) => { Some($limit) };
 }
