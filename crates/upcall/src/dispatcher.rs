@@ -232,7 +232,7 @@ impl Start<'_> {
         self.add_ports(&delivery, created).await?;
         let vports = self.control.vports(self.dp.ifindex).await?;
         delivery.follow(self.control, self.dp.ifindex, &vports).await?;
-        shared.ports.store(Arc::new(to_ports(vports)));
+        shared.set_ports(to_ports(vports));
         let info = self.info(&delivery, created, findings.last());
         Ok(Parts { shared, delivery, info, failures, sweep_sockets })
     }
@@ -364,7 +364,7 @@ impl PortKeeper {
         let before = self.shared.ports.load_full();
         if *before != ports {
             log_changes(&before, &ports);
-            self.shared.ports.store(Arc::new(ports));
+            self.shared.set_ports(ports);
             self.shared.sweep_now.notify_one();
         }
     }

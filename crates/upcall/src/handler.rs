@@ -19,6 +19,9 @@ pub trait Handler: Send + Sync + 'static {
     /// Decides about one upcall. A verdict that is left alone drops the packet.
     fn upcall(&self, upcall: &Upcall<'_>, verdict: &mut Verdict);
 
+    /// The datapath's ports, when the dispatcher starts and whenever they change.
+    fn ports_changed(&self, _ports: &Ports) {}
+
     /// A sweep of the flow table begins: the time to age what the handler has learned.
     fn begin_sweep(&self) {}
 
@@ -26,6 +29,24 @@ pub trait Handler: Send + Sync + 'static {
     /// for flows found on the datapath that the dispatcher did not install.
     fn revalidate(&self, _flow: &FlowView<'_>, _ports: &Ports) -> Fate {
         Fate::Keep
+    }
+}
+
+impl<H: Handler + ?Sized> Handler for Arc<H> {
+    fn upcall(&self, upcall: &Upcall<'_>, verdict: &mut Verdict) {
+        (**self).upcall(upcall, verdict);
+    }
+
+    fn ports_changed(&self, ports: &Ports) {
+        (**self).ports_changed(ports);
+    }
+
+    fn begin_sweep(&self) {
+        (**self).begin_sweep();
+    }
+
+    fn revalidate(&self, flow: &FlowView<'_>, ports: &Ports) -> Fate {
+        (**self).revalidate(flow, ports)
     }
 }
 

@@ -53,6 +53,12 @@ impl Shared {
         })
     }
 
+    /// Publishes a new snapshot of the ports, to the handler first.
+    pub(crate) fn set_ports(&self, ports: Ports) {
+        self.handler.ports_changed(&ports);
+        self.ports.store(Arc::new(ports));
+    }
+
     /// Takes room for one flow; `false` if the limit is reached.
     pub(crate) fn take_flow_room(&self) -> bool {
         self.flow_room.fetch_sub(1, Ordering::Relaxed) > 0
