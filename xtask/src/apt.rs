@@ -180,6 +180,10 @@ fn config_text(root: &Path) -> Result<String> {
 #clear DPkg::Pre-Install-Pkgs;
 APT::Architecture "amd64";
 APT::Sandbox::User "root"; // the cache is its owner's alone: user _apt could not write there
+APT::Get::AllowUnauthenticated "false"; // whatever the machine allows itself
+Acquire::AllowInsecureRepositories "false";
+Acquire::AllowWeakRepositories "false";
+Acquire::AllowDowngradeToInsecureRepositories "false";
 Acquire::Languages "none";
 Acquire::Retries "3";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
