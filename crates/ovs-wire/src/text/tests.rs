@@ -48,6 +48,7 @@ fn tunnels_are_printed_with_their_flags() {
     key_stays("tunnel(tun_id=0x5/0xff,src=10.0.0.1/255.255.255.0,ttl=64,flags(-df+csum+key))");
     key_stays("tunnel(tun_id=0x5,dst=10.0.0.2,tos=0x8,tp_dst=4789,flags(df|csum|key))");
     key_stays("tunnel(ipv6_src=::1,key8(00 01/ff 00),flags(-oam))");
+    key_stays("tunnel(flags(+key))");
     key_stays("tunnel()");
 }
 

@@ -10,9 +10,13 @@ use crate::text::key_read::{read_generic, read_value};
 use crate::text::key_write::{write_flags, write_value};
 use crate::text::{Comma, HexBytes, TextError};
 
+/// `OVS_TUNNEL_KEY_ATTR_ID`, a big-endian u64.
+const ID: u16 = 0;
+const ID_LEN: usize = 8;
+
 /// Number, name, length and form of the fields with a text form (`enum ovs_tunnel_key_attr`).
 const FIELDS: [(u16, &str, usize, Show); 9] = [
-    (0, "tun_id", 8, Show::Hex),
+    (ID, "tun_id", ID_LEN, Show::Hex),
     (1, "src", 4, Show::Ip4),
     (2, "dst", 4, Show::Ip4),
     (12, "ipv6_src", 16, Show::Ip6),
@@ -68,7 +72,9 @@ fn write_tunnel_flags(
     key: &[u8],
     mask: Option<&[u8]>,
 ) -> fmt::Result {
-    let bits = mask.map(flags);
+    // Whether there is a tunnel id is matched with the id, of which there must be one in the key.
+    let named = FLAG_ALL & !FLAG_KEY | flags(key) & FLAG_KEY;
+    let bits = mask.map(|mask| flags(mask) & named);
     if bits == Some(0) {
         return Ok(());
     }
@@ -86,7 +92,7 @@ fn flag(attr: &Attr<'_>) -> Option<u64> {
 
 fn flags(nest: &[u8]) -> u64 {
     Attrs::new(nest).flatten().fold(0, |flags, attr| {
-        flags | flag(&attr).unwrap_or_default() | if attr.kind == 0 { FLAG_KEY } else { 0 }
+        flags | flag(&attr).unwrap_or_default() | if attr.kind == ID { FLAG_KEY } else { 0 }
     })
 }
 
@@ -106,6 +112,9 @@ pub(super) fn read_tunnel(c: &mut Cursor<'_>) -> Result<(Vec<u8>, Vec<u8>), Text
     for (bit, &kind) in FLAG_KINDS.iter().enumerate() {
         let part = |flags: u64| (flags >> bit & 1 != 0).then(Vec::new);
         attrs.push((kind, part(value), part(bits)));
+    }
+    if value & bits & FLAG_KEY != 0 && !attrs.iter().any(|&(kind, ..)| kind == ID) {
+        attrs.push((ID, Some(vec![0; ID_LEN]), Some(vec![0; ID_LEN])));
     }
     let rank = |kind| ORDER.iter().position(|&other| other == kind).unwrap_or(ORDER.len());
     attrs.sort_by_key(|&(kind, ..)| rank(kind));
