@@ -74,14 +74,25 @@ pub(super) fn write_attr(
     depth: usize,
 ) -> fmt::Result {
     let Some(form) = forms::by_kind(kind).filter(|form| has_text(form, key, mask, depth)) else {
-        write!(f, "key{kind}({}", HexBytes(key, " "))?;
-        if let Some(mask) = mask.filter(|mask| mask.iter().any(|&byte| byte != 0xff)) {
-            write!(f, "/{}", HexBytes(mask, " "))?;
-        }
-        return f.write_str(")");
+        return write_generic(f, kind, key, mask);
     };
     write!(f, "{}(", form.name)?;
     write_body(f, form, key, mask, depth)?;
+    f.write_str(")")
+}
+
+/// Writes `keyN(00 01/ff 00)`, bytes of value and mask.
+pub(super) fn write_generic(
+    f: &mut Formatter<'_>,
+    kind: u16,
+    key: &[u8],
+    mask: Option<&[u8]>,
+) -> fmt::Result {
+    write!(f, "key{kind}({}", HexBytes(key, " "))?;
+    let whole = |mask: &[u8]| mask.len() == key.len() && mask.iter().all(|&byte| byte == 0xff);
+    if let Some(mask) = mask.filter(|mask| !whole(mask)) {
+        write!(f, "/{}", HexBytes(mask, " "))?;
+    }
     f.write_str(")")
 }
 

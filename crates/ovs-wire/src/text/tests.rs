@@ -37,6 +37,7 @@ fn masked_keys_are_printed_as_the_peer_prints_them() {
         "in_port(1),eth(),eth_type(0/0xffff)",
         "skb_priority(0x1234/0xfff0),skb_mark(0),dp_hash(0x1/0xf)",
         "key31(00 01/ff 0f),key33()",
+        "key6(00 01/ff)",
         "sctp(src=1,dst=2),icmp(type=8,code=0)",
     ] {
         key_stays(text);

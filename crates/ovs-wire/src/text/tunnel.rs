@@ -7,8 +7,8 @@ use crate::build::AttrBuilder;
 use crate::text::cursor::Cursor;
 use crate::text::forms::Show;
 use crate::text::key_read::{read_generic, read_value};
-use crate::text::key_write::{write_flags, write_value};
-use crate::text::{Comma, HexBytes, TextError};
+use crate::text::key_write::{write_flags, write_generic, write_value};
+use crate::text::{Comma, TextError};
 
 /// `OVS_TUNNEL_KEY_ATTR_ID`, a big-endian u64.
 const ID: u16 = 0;
@@ -57,11 +57,7 @@ pub(super) fn write_tunnel(f: &mut Formatter<'_>, key: &[u8], mask: Option<&[u8]
             write_value(f, show, attr.payload, bits)?;
             continue;
         }
-        write!(f, "key{}({}", attr.kind, HexBytes(attr.payload, " "))?;
-        if let Some(bits) = bits.filter(|bits| bits.iter().any(|&byte| byte != 0xff)) {
-            write!(f, "/{}", HexBytes(bits, " "))?;
-        }
-        f.write_str(")")?;
+        write_generic(f, attr.kind, attr.payload, bits)?;
     }
     write_tunnel_flags(f, &mut comma, key, mask)
 }
