@@ -130,11 +130,12 @@ impl fmt::Display for HexBytes<'_> {
 }
 
 /// A number as C prints it with `%#x`: zero has no prefix.
-pub(crate) struct CHex(pub(crate) u64);
+pub(crate) struct CHex<T>(pub(crate) T);
 
-impl fmt::Display for CHex {
+impl<T: Copy + Into<u128>> fmt::Display for CHex<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 == 0 { f.write_str("0") } else { write!(f, "{:#x}", self.0) }
+        let value: u128 = self.0.into();
+        if value == 0 { f.write_str("0") } else { write!(f, "{value:#x}") }
     }
 }
 

@@ -124,8 +124,10 @@ impl fmt::Display for Ct<'_> {
             body.part(format_args!("mark={}/{}", CHex(value as u64), CHex(mask as u64)))?;
         }
         match self.labels {
-            Some((value, u128::MAX)) => body.part(format_args!("label={value:#x}"))?,
-            Some((value, mask)) => body.part(format_args!("label={value:#x}/{mask:#x}"))?,
+            Some((value, u128::MAX)) => body.part(format_args!("label={}", CHex(value)))?,
+            Some((value, mask)) => {
+                body.part(format_args!("label={}/{}", CHex(value), CHex(mask)))?
+            }
             None => {}
         }
         if let Some(helper) = self.helper {

@@ -230,10 +230,7 @@ impl fmt::Display for IpText {
 }
 
 fn write_wide(f: &mut Formatter<'_>, bytes: &[u8]) -> fmt::Result {
-    match u128::from_ne_bytes(bytes.try_into().unwrap_or_default()) {
-        0 => f.write_str("0"),
-        value => write!(f, "{value:#x}"),
-    }
+    write!(f, "{}", CHex(u128::from_ne_bytes(bytes.try_into().unwrap_or_default())))
 }
 
 /// Writes flags: those that are set, or `+name-name` under a mask.

@@ -87,7 +87,7 @@ fn actions_are_printed_as_the_peer_prints_them() {
         "set(eth(dst=02:00:00:00:00:01)),set(ipv4(tos=0/0x3,ttl=63))",
         "set(skb_mark(0x1/0xff)),set(tunnel(tun_id=0x5,dst=10.0.0.1,ttl=64,flags(df|key)))",
         "recirc(0x1),hash(l4(0)),hash(sym_l4(7))",
-        "ct,ct(commit,zone=1),ct_clear",
+        "ct,ct(commit,zone=1),ct_clear,ct(commit,label=0/0x1)",
         "ct(force_commit,zone=9,mark=0x1/0xff,label=0x1/0xf,helper=ftp,timeout=tp0,nat(src=10.0.0.1-10.0.0.9:80-90,persistent,hash))",
         "ct(nat(dst=[fe80::20]:1000)),ct(nat(src=fe80::1-fe80::2,random)),ct(commit,nat(src)),ct(nat)",
         "sample(sample=50.0%,actions(2)),sample(sample=100.0%,actions(drop))",
