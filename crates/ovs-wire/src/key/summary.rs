@@ -80,8 +80,7 @@ pub struct KeySummary {
 impl FlowKey<'_> {
     /// Reads the key, VLAN nests included, in one pass and without allocation.
     ///
-    /// An attribute that occurs twice counts with its last value, as in the kernel's reading of
-    /// hostile input nothing better is known.
+    /// An attribute that occurs twice counts with its last value; no kernel writes one twice.
     pub fn summary(&self) -> Result<KeySummary, WireError> {
         let mut out = KeySummary::default();
         let mut level = Some(self.as_bytes());

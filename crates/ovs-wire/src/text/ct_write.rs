@@ -126,7 +126,7 @@ impl fmt::Display for Ct<'_> {
         match self.labels {
             Some((value, u128::MAX)) => body.part(format_args!("label={}", CHex(value)))?,
             Some((value, mask)) => {
-                body.part(format_args!("label={}/{}", CHex(value), CHex(mask)))?
+                body.part(format_args!("label={}/{}", CHex(value), CHex(mask)))?;
             }
             None => {}
         }
