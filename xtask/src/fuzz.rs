@@ -5,6 +5,7 @@
 
 use crate::cmd::{self, say};
 use crate::libtest::{Case, Outcome};
+use crate::turns::in_turns;
 use crate::{build, cache, setup};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
@@ -65,7 +66,9 @@ pub(crate) fn cases(only: Option<&str>, limit: Duration) -> Result<Vec<Case>> {
     if targets.is_empty() {
         bail!("no fuzz target of that name in {}", dir().display());
     }
-    targets.iter().map(|target| fuzz_one(&target.name, &target.file, limit)).collect()
+    let at_once = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let each = in_turns(at_once, &targets, |target| fuzz_one(&target.name, &target.file, limit));
+    each.into_iter().collect()
 }
 
 fn build_command() -> Command {

@@ -27,6 +27,7 @@ mod setup;
 mod sources;
 mod suite;
 mod tidy;
+mod turns;
 mod unpack;
 mod vm;
 

@@ -6,6 +6,7 @@ use crate::kernels::{self, Kernel, Origin};
 use crate::libtest::{Case, Outcome, Parser};
 use crate::lines::Lines;
 use crate::report::{self, Stage};
+use crate::turns::in_turns;
 use crate::vm::MachineArgs;
 use crate::{build, debian, fuzz, host, setup};
 use anyhow::{Context, Result};
@@ -13,9 +14,6 @@ use guest_init::protocol::{Frame, Job};
 use std::io::{Read, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// The package whose tests need a real kernel.
@@ -141,28 +139,6 @@ fn real_kernels(args: &Args, stages: &mut Vec<Stage>) {
         Ok(kernel) => stage(&kernel.release, || on_kernel(args, kernel, &programs)),
         Err(e) => cannot_be_had(name, args.require, e),
     }));
-}
-
-/// Some at a time, results in the order of the items.
-fn in_turns<T: Sync, R: Send + Sync>(
-    jobs: usize,
-    items: &[T],
-    work: impl Fn(&T) -> R + Sync,
-) -> Vec<R> {
-    let next = AtomicUsize::new(0);
-    let done: Vec<OnceLock<R>> = items.iter().map(|_| OnceLock::new()).collect();
-    thread::scope(|scope| {
-        for _ in 0..jobs.clamp(1, items.len().max(1)) {
-            scope.spawn(|| {
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(item) = items.get(index) else { return };
-                    let _ = done[index].set(work(item));
-                }
-            });
-        }
-    });
-    done.into_iter().filter_map(OnceLock::into_inner).collect()
 }
 
 fn kernels_of(args: &Args) -> Vec<(String, Result<Kernel>)> {
@@ -367,15 +343,6 @@ mod tests {
         let names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
         assert_eq!(names, ["learning::floods", "(guest)"]);
         assert_eq!(count(&cases).failed, 2);
-    }
-
-    #[test]
-    fn turns_keep_the_order_and_leave_none_out() {
-        let items: Vec<u32> = (0..50).collect();
-        for jobs in [0, 1, 3, 99] {
-            assert_eq!(in_turns(jobs, &items, |n| n * 2), (0..100).step_by(2).collect::<Vec<_>>());
-        }
-        assert!(in_turns(2, &[] as &[u32], |n| *n).is_empty());
     }
 
     #[test]
