@@ -168,7 +168,7 @@ impl Parser {
         for (name, outcome) in std::mem::take(&mut self.running) {
             // A test may be named in full or by its last part.
             let short = name.rsplit("::").next().unwrap_or(&name);
-            let skip = self.skips.get(&name).or_else(|| self.skips.get(short)).cloned();
+            let skip = self.skips.remove(&name).or_else(|| self.skips.remove(short));
             let outcome = match (outcome, skip) {
                 (Outcome::Passed, Some((reason, by_design))) => {
                     Outcome::Skipped { reason, by_design }
@@ -177,7 +177,11 @@ impl Parser {
             };
             self.cases.push(Case { name: format!("{}{name}", self.prefix), outcome });
         }
-        self.skips.clear();
+        // A skip under a name that no test has must not be lost: it would look like a pass.
+        for (name, (reason, by_design)) in std::mem::take(&mut self.skips) {
+            let outcome = Outcome::Skipped { reason, by_design };
+            self.cases.push(Case { name: format!("{}{name}", self.prefix), outcome });
+        }
         (self.current, self.in_failures, self.expected) = (None, false, None);
     }
 
@@ -282,6 +286,13 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
 ";
         let cases = parse(text, 101);
         assert_eq!(count(&cases), Counts { passed: 0, failed: 1, skipped: 1 });
+    }
+
+    #[test]
+    fn a_skip_under_a_wrong_name_is_still_one() {
+        let text =
+            "running 1 test\ntest a ... SKIP b: gone\nok\ntest result: ok. 1 passed; 0 failed";
+        assert_eq!(count(&parse(text, 0)).skipped, 1);
     }
 
     #[test]
