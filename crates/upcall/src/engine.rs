@@ -268,3 +268,6 @@ impl From<WireError> for NotInstalled {
         Self::Unwritable(err)
     }
 }
+
+#[cfg(test)]
+mod tests;
