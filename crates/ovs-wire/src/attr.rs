@@ -25,6 +25,7 @@ pub struct Attr<'a> {
 
 impl<'a> Attr<'a> {
     /// The payload as an array of exactly `N` bytes.
+    #[inline]
     pub fn array<const N: usize>(&self, what: &'static str) -> Result<[u8; N], WireError> {
         self.payload.try_into().map_err(|_| WireError::Length {
             what,
@@ -35,36 +36,43 @@ impl<'a> Attr<'a> {
     }
 
     /// The payload as a byte.
+    #[inline]
     pub fn u8(&self, what: &'static str) -> Result<u8, WireError> {
         self.array::<1>(what).map(|[b]| b)
     }
 
     /// The payload as a host-endian u16.
+    #[inline]
     pub fn u16(&self, what: &'static str) -> Result<u16, WireError> {
         self.array(what).map(u16::from_ne_bytes)
     }
 
     /// The payload as a big-endian u16.
+    #[inline]
     pub fn be16(&self, what: &'static str) -> Result<u16, WireError> {
         self.array(what).map(u16::from_be_bytes)
     }
 
     /// The payload as a host-endian u32.
+    #[inline]
     pub fn u32(&self, what: &'static str) -> Result<u32, WireError> {
         self.array(what).map(u32::from_ne_bytes)
     }
 
     /// The payload as a big-endian u32.
+    #[inline]
     pub fn be32(&self, what: &'static str) -> Result<u32, WireError> {
         self.array(what).map(u32::from_be_bytes)
     }
 
     /// The payload as a host-endian u64.
+    #[inline]
     pub fn u64(&self, what: &'static str) -> Result<u64, WireError> {
         self.array(what).map(u64::from_ne_bytes)
     }
 
     /// The payload as nested attributes.
+    #[inline]
     pub fn nested(&self) -> Attrs<'a> {
         Attrs::new(self.payload)
     }
@@ -92,6 +100,7 @@ pub struct Attrs<'a> {
 
 impl<'a> Attrs<'a> {
     /// Iterates `buf`, which holds attributes and nothing else.
+    #[inline]
     pub fn new(buf: &'a [u8]) -> Self {
         Self { buf, pos: 0 }
     }
@@ -133,6 +142,7 @@ impl<'a> Attrs<'a> {
 impl<'a> Iterator for Attrs<'a> {
     type Item = Result<Attr<'a>, WireError>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         let rest = &self.buf[self.pos..];
         if rest.is_empty() {
