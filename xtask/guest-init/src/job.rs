@@ -5,6 +5,7 @@ use guest_init::protocol::{Frame, Job};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process_group, wait};
 use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -77,7 +78,12 @@ fn spawn(job: &Job) -> Result<Child, (i32, String)> {
         .map_err(|e| {
             let missing = e.kind() == std::io::ErrorKind::NotFound;
             let status = if missing { STATUS_NOT_FOUND } else { STATUS_NOT_EXECUTABLE };
-            (status, format!("{program}: {e}"))
+            let hint = if missing && Path::new(program).exists() {
+                " (it is there, its loader is not: build it static, or take Debian's libraries)"
+            } else {
+                ""
+            };
+            (status, format!("{program}: {e}{hint}"))
         })
 }
 
