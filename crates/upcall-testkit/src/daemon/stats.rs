@@ -26,18 +26,28 @@ pub struct Stats {
     pub ports: u64,
     /// Upcalls read.
     pub upcalls_received: u64,
+    /// Upcalls that were answered: executed or dropped by the handler.
+    pub completed: u64,
     /// Packets handed back to the kernel.
     pub executed: u64,
+    /// Packets that the kernel refused to execute.
+    pub execute_errors: u64,
+    /// Packets that the handler dropped.
+    pub dropped: u64,
     /// Flows installed, in all.
     pub flows_installed: u64,
     /// Flows installed now.
     pub flows_current: u64,
+    /// Flows that the kernel refused to install.
+    pub put_errors: u64,
     /// Packets that the kernel's flow table knew.
     pub kernel_hit: u64,
     /// Packets that it did not know.
     pub kernel_missed: u64,
     /// Upcalls that the kernel could not deliver.
     pub kernel_lost: u64,
+    /// Upcalls that the kernel dropped because a socket of ours was full.
+    pub socket_drops: u64,
     /// Upcalls refused for want of room.
     pub shed: u64,
     /// Upcalls that made no sense.
