@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 /// A line for a person, on stderr: stdout belongs to what was asked for.
 macro_rules! say {
@@ -59,10 +60,17 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// The workspace's root: the parent of this package.
+/// The workspace's root: the parent of this package, as cargo names it at run time. What was known
+/// when this was compiled may be another clone that shares the target directory.
 pub(crate) fn workspace() -> &'static Path {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    package.parent().unwrap_or(package)
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let package = std::env::var_os("CARGO_MANIFEST_DIR")
+            .map(PathBuf::from)
+            .filter(|dir| dir.ends_with("xtask"))
+            .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
+        package.parent().unwrap_or(&package).to_owned()
+    });
+    &ROOT
 }
 
 /// Effective user id 0, from `/proc`: the ids after `Uid:` are real, effective, saved, file system.
