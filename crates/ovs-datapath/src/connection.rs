@@ -55,6 +55,8 @@ pub(crate) type Unsolicited = UnboundedReceiver<(NetlinkMessage<Raw>, SocketAddr
 pub(crate) struct Requests {
     handle: ConnectionHandle<Raw>,
     limit: Duration,
+    /// The socket's own: notifications of a change name the socket that asked for it.
+    pub(crate) port_id: u32,
 }
 
 /// Opens a connection in the network namespace of the calling thread and drives it on the current
@@ -67,14 +69,14 @@ pub(crate) fn open(
     let (mut connection, handle, unsolicited): (Connection<Raw>, _, _) =
         netlink_proto::new_connection(NETLINK_GENERIC).map_err(socket_error("socket"))?;
     let socket = connection.socket_mut().socket_mut();
-    socket.bind_auto().map_err(socket_error("bind"))?;
+    let port_id = socket.bind_auto().map_err(socket_error("bind"))?.port_number();
     socket.set_ext_ack(true).map_err(socket_error("NETLINK_EXT_ACK"))?;
     socket.set_cap_ack(true).map_err(socket_error("NETLINK_CAP_ACK"))?;
     for group in groups {
         socket.add_membership(*group).map_err(socket_error("NETLINK_ADD_MEMBERSHIP"))?;
     }
     tokio::spawn(connection);
-    Ok((Requests { handle, limit }, unsolicited))
+    Ok((Requests { handle, limit, port_id }, unsolicited))
 }
 
 impl Requests {

@@ -60,6 +60,11 @@ impl Control {
         &self.families
     }
 
+    /// Port id of the socket that asks: [`crate::Event::by_port_id`] of the changes made here.
+    pub fn port_id(&self) -> u32 {
+        self.requests.port_id
+    }
+
     /// All datapaths of the namespace.
     pub async fn datapaths(&self) -> Result<Vec<Datapath>> {
         let op = "list datapaths".to_owned();

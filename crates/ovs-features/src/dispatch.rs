@@ -173,7 +173,17 @@ pub async fn enable_per_cpu(
 }
 
 /// Switches to per-vport dispatch. Each port's socket is set on the port.
-pub async fn enable_per_vport(control: &Control, dp: &Datapath) -> Result<(), ControlError> {
+///
+/// A `table` that is not empty is left behind in the kernel, which keeps it while the per-CPU feature
+/// is off: whoever switches the feature on (any client of the peer's does) then loses no upcall.
+pub async fn enable_per_vport(
+    control: &Control,
+    dp: &Datapath,
+    table: &[u32],
+) -> Result<(), ControlError> {
+    if !table.is_empty() {
+        enable_per_cpu(control, dp, table).await?;
+    }
     let features = UserFeatures::UNALIGNED | UserFeatures::VPORT_PIDS;
     control.set_datapath(dp, features, None).await
 }

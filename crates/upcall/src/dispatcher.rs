@@ -1,23 +1,24 @@
 //! A running dispatcher.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use futures::StreamExt;
 use netlink_io::Socket;
-use ovs_datapath::{Control, Event, Events, Links, Object, live_port_ids, socket_owner};
+use ovs_datapath::{Control, Events, Links};
 use ovs_features::{DispatchMode, Finding, Support, cpu};
-use ovs_wire::datapath::{self, Datapath, DatapathStats, UserFeatures};
+use ovs_wire::datapath::{Datapath, DatapathStats};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 use upcall_core::LedgerSnapshot;
 
 use crate::builder::Builder;
 use crate::delivery::{Delivery, open_socket};
+use crate::keeper::{Keeper, to_ports};
 use crate::setup::{self, Created};
 use crate::shared::Shared;
 use crate::sweep::{self, Sweeper};
 use crate::worker::Worker;
-use crate::{Error, Failure, Handler, Info, Port, Ports, Stats};
+use crate::{Error, Failure, Handler, Info, Ports, Stats};
 
 /// Receives and answers the upcalls of one datapath until it is stopped.
 ///
@@ -67,7 +68,7 @@ impl Dispatcher {
         let Parts { shared, delivery, info, failures, sweep_sockets } = parts;
         let delivery = Arc::new(delivery);
         let sweeper = Sweeper::new(shared.clone(), builder.flow_idle);
-        let keeper = PortKeeper {
+        let keeper = Keeper {
             control: control.clone(),
             dp: dp.clone(),
             shared: shared.clone(),
@@ -112,7 +113,9 @@ impl Dispatcher {
         }
         let (sockets, socket_drops) = self.delivery.sockets_and_drops();
         let ports = self.shared.ports.load().len();
-        Ok(Stats { ledger, kernel, socket_drops, sockets, ports, flows_current: kernel.flows })
+        let repairs = self.shared.repairs.load(Ordering::Relaxed);
+        let flows_current = kernel.flows;
+        Ok(Stats { ledger, kernel, socket_drops, sockets, ports, flows_current, repairs })
     }
 
     /// Waits until the dispatcher can no longer do its work; for ever if all is well.
@@ -161,24 +164,9 @@ impl Dispatcher {
         self.created.remove(&self.control, &self.dp).await;
     }
 
-    /// Lets go of the port ids: whoever gets them next must not receive this datapath's upcalls.
     async fn release(&self) {
-        let cleared = match self.delivery.mode() {
-            DispatchMode::PerCpu => {
-                let features = UserFeatures::UNALIGNED | UserFeatures::DISPATCH_UPCALL_PER_CPU;
-                self.control.set_datapath(&self.dp, features, Some(&[0])).await
-            }
-            DispatchMode::PerVport => {
-                let ports = self.shared.ports.load_full();
-                for port in &*ports {
-                    let _ =
-                        self.control.set_vport_upcall_pid(self.dp.ifindex, port.number, 0).await;
-                }
-                Ok(())
-            }
-        };
-        if let Err(err) = cleared {
-            tracing::warn!(%err, "cannot clear the per-CPU table");
+        if let Err(err) = self.delivery.release(&self.control, &self.dp).await {
+            tracing::warn!(%err, "cannot take our sockets out of the datapath");
         }
     }
 
@@ -266,15 +254,18 @@ impl Start<'_> {
                 return Ok((self.per_cpu(shared, sockets).await?, findings));
             }
         }
-        ovs_features::enable_per_vport(self.control, self.dp).await?;
         let workers = self.start_workers(shared, usize::MAX)?;
-        let delivery = Delivery::per_vport(workers, self.builder.limits.recv_buffer_bytes);
+        let has_table = findings.iter().all(|f| f.support == Support::Available);
+        let bytes = self.builder.limits.recv_buffer_bytes;
+        let spares = if has_table { workers.len() } else { 0 };
+        let spares = (0..spares).map(|_| open_socket(bytes)).collect::<Result<_, _>>()?;
+        let delivery = Delivery::per_vport(workers, spares, table_len()?, bytes).await;
+        delivery.assert(self.control, self.dp).await?;
         Ok((delivery, findings))
     }
 
     fn open_per_cpu_sockets(&self) -> Result<Vec<Arc<Socket>>, Error> {
-        let cpus = cpu::table_len().map_err(Error::system("count the CPUs of this host"))?;
-        (0..cpus).map(|_| open_socket(self.builder.limits.recv_buffer_bytes)).collect()
+        (0..table_len()?).map(|_| open_socket(self.builder.limits.recv_buffer_bytes)).collect()
     }
 
     async fn per_cpu(
@@ -319,73 +310,6 @@ fn usable_cpus() -> Result<Vec<usize>, Error> {
     cpu::usable().map_err(Error::system("read this process's CPU affinity"))
 }
 
-fn to_ports(vports: Vec<ovs_wire::vport::Vport>) -> Ports {
-    Ports::new(vports.into_iter().map(|v| Port { number: v.port_no, name: v.name }).collect())
-}
-
-/// Follows the ports of the datapath, whoever changes them.
-struct PortKeeper {
-    control: Control,
-    dp: Datapath,
-    shared: Arc<Shared>,
-    delivery: Arc<Delivery>,
-}
-
-impl PortKeeper {
-    async fn run(self, mut events: Events) {
-        while let Some(event) = events.next().await {
-            match &event.object {
-                Object::Datapath(dp) if dp.ifindex == self.dp.ifindex => {
-                    if event.cmd == datapath::cmd::DEL {
-                        return self.datapath_deleted(&event);
-                    }
-                }
-                Object::Vport(port) if port.dp_ifindex != self.dp.ifindex => {}
-                Object::Vport(_) | Object::Lost => self.follow().await,
-                Object::Datapath(_) => {}
-            }
-        }
-    }
-
-    fn datapath_deleted(&self, event: &Event) {
-        let name = self.dp.name.clone();
-        self.shared.fail(Failure::DatapathDeleted { name, by: describe(event.by_port_id) });
-    }
-
-    async fn follow(&self) {
-        let vports = match self.control.vports(self.dp.ifindex).await {
-            Ok(vports) => vports,
-            Err(err) => return tracing::warn!(%err, "cannot list the ports"),
-        };
-        if let Err(err) = self.delivery.follow(&self.control, self.dp.ifindex, &vports).await {
-            tracing::warn!(%err, "cannot give a port its upcall socket");
-        }
-        let ports = to_ports(vports);
-        let before = self.shared.ports.load_full();
-        if *before != ports {
-            log_changes(&before, &ports);
-            self.shared.set_ports(ports);
-            self.shared.sweep_now.notify_one();
-        }
-    }
-}
-
-fn log_changes(before: &Ports, after: &Ports) {
-    for port in before.iter().filter(|p| after.by_number(p.number) != Some(p)) {
-        tracing::info!(port = port.number, name = port.name, "port gone");
-    }
-    for port in after.iter().filter(|p| before.by_number(p.number) != Some(p)) {
-        tracing::info!(port = port.number, name = port.name, "port added");
-    }
-}
-
-/// The process behind a port id, as far as it can be found.
-fn describe(port_id: u32) -> String {
-    if port_id == 0 {
-        return "the kernel".to_owned();
-    }
-    live_port_ids().ok().and_then(|live| socket_owner(*live.get(&port_id)?)).map_or_else(
-        || format!("another process (netlink port id {port_id})"),
-        |owner| format!("{} (pid {})", owner.command, owner.pid),
-    )
+fn table_len() -> Result<usize, Error> {
+    cpu::table_len().map_err(Error::system("count the CPUs of this host"))
 }

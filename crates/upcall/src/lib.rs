@@ -52,6 +52,7 @@ mod dispatcher;
 mod engine;
 mod error;
 mod handler;
+mod keeper;
 mod ports;
 mod replies;
 mod setup;

@@ -24,6 +24,8 @@ pub(crate) struct Shared {
     pub(crate) flows_current: AtomicU64,
     /// Flows that may still be installed before the next sweep counts anew.
     flow_room: AtomicI64,
+    /// Times that features or table were set right after somebody changed them.
+    pub(crate) repairs: AtomicU64,
     /// Takes the first failure; a second one has nobody left to tell.
     pub(crate) failures: mpsc::Sender<Failure>,
 }
@@ -49,6 +51,7 @@ impl Shared {
             sweep_now: Notify::new(),
             flows_current: AtomicU64::new(0),
             flow_room: AtomicI64::new(limits.flows_max.cast_signed()),
+            repairs: AtomicU64::new(0),
             failures,
         })
     }

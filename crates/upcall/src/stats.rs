@@ -35,12 +35,14 @@ pub struct Stats {
     pub kernel: DatapathStats,
     /// Upcalls the kernel dropped because a socket of ours was full.
     pub socket_drops: u64,
-    /// Upcall sockets.
+    /// Upcall sockets; in per-vport mode also those that wait for a switch to per-CPU.
     pub sockets: usize,
     /// Ports, the datapath's own among them.
     pub ports: usize,
-    /// Flows at the last sweep.
+    /// Flows on the datapath now.
     pub flows_current: u64,
+    /// Times that features or table were set right after somebody changed them.
+    pub repairs: u64,
 }
 
 impl Stats {

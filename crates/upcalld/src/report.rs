@@ -40,6 +40,7 @@ pub(crate) struct Report<'a> {
     kernel_missed: u64,
     kernel_lost: u64,
     socket_drops: u64,
+    repairs: u64,
     macs: u64,
     macs_refused: u64,
 }
@@ -78,6 +79,7 @@ impl<'a> Report<'a> {
             kernel_missed: stats.kernel.missed,
             kernel_lost: stats.kernel.lost,
             socket_drops: stats.socket_drops,
+            repairs: stats.repairs,
             macs: macs.0,
             macs_refused: macs.1,
         }
