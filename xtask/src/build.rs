@@ -24,20 +24,19 @@ pub(crate) fn rustc() -> OsString {
     std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())
 }
 
+/// The profile of everything that runs on a real kernel, here or in a guest: one for programs and
+/// tests, so that what they share is built once; without LTO, which takes minutes; with checks.
+const PROFILE: [&str; 2] = ["--profile", "kernel"];
+
 /// Binaries of packages, static for a guest.
-pub(crate) fn guest_binaries(packages: &[&str], release: bool) -> Result<Vec<Built>> {
-    binaries(packages, release, Some(MUSL))
+pub(crate) fn guest_binaries(packages: &[&str]) -> Result<Vec<Built>> {
+    binaries(packages, Some(MUSL))
 }
 
 /// Binaries of packages, for `target` or this machine.
-pub(crate) fn binaries(
-    packages: &[&str],
-    release: bool,
-    target: Option<&str>,
-) -> Result<Vec<Built>> {
+pub(crate) fn binaries(packages: &[&str], target: Option<&str>) -> Result<Vec<Built>> {
     let mut command = cmd::cargo();
-    command.args(["build", "--bins"]);
-    command.args(release.then_some("--release"));
+    command.args(["build", "--bins"]).args(PROFILE);
     for package in packages {
         command.args(["--package", package]);
     }
@@ -47,7 +46,7 @@ pub(crate) fn binaries(
 /// The test binaries of a package, in the order of their names.
 pub(crate) fn tests(package: &str, target: Option<&str>) -> Result<Vec<Built>> {
     let mut command = cmd::cargo();
-    command.args(["test", "--no-run", "--package", package]);
+    command.args(["test", "--no-run", "--package", package]).args(PROFILE);
     executables(command, target)
 }
 

@@ -73,7 +73,7 @@ fn in_guest(args: &Args) -> Result<i32> {
     let kernels = vm::chosen(args.kernel.as_deref().unwrap_or("6.12"), &args.origin)?;
     let kernel = kernels.first().context("no kernel named")?;
     let (demo, daemon) = programs(Some(build::MUSL))?;
-    let small = build::target_dir()?.join("stripped-release");
+    let small = build::target_dir()?.join("stripped");
     let files = vec![
         (build::stripped(&demo, &small)?, format!("/bin/{DEMO}")),
         (build::stripped(&daemon, &small)?, format!("/bin/{DAEMON}")),
@@ -90,10 +90,9 @@ fn in_guest(args: &Args) -> Result<i32> {
     report.statuses.first().copied().context("the demo did not end")
 }
 
-/// Optimised, since this is what people see.
 fn programs(target: Option<&str>) -> Result<(PathBuf, PathBuf)> {
     say!("building {DAEMON} and {DEMO}");
-    let built = build::binaries(&PACKAGES, true, target)?;
+    let built = build::binaries(&PACKAGES, target)?;
     let file = |name: &str| {
         let found = built.iter().find(|program| program.name == name);
         found.map(|program| program.file.clone()).with_context(|| format!("no program {name}"))

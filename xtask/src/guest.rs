@@ -111,7 +111,7 @@ impl Guest<'_> {
         )?;
         archive.file("etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n")?;
         archive.file("etc/hosts", 0o644, b"127.0.0.1 localhost guest\n::1 localhost\n")?;
-        let init = build::guest_binaries(&["guest-init"], false)?;
+        let init = build::guest_binaries(&["guest-init"])?;
         let init = init.first().context("guest-init was not built")?;
         archive.copy(&build::stripped(&init.file, dir)?, "init")?;
         let mut plan = Plan { sysctls: sysctls(), jobs: self.jobs.clone(), ..Plan::default() };

@@ -168,7 +168,7 @@ fn cannot_be_had(name: &str, require: bool, error: &anyhow::Error) -> Stage {
 
 /// Real-kernel tests in namespaces of this machine.
 fn this_kernel(filter: Option<&str>) -> Result<Vec<Case>> {
-    let programs = build::binaries(&["upcalld"], false, None)?;
+    let programs = build::binaries(&["upcalld"], None)?;
     let daemon = programs.iter().find(|built| built.name == "upcalld");
     let daemon = daemon.context("package upcalld builds no program upcalld")?;
     let mut cases = Vec::new();
@@ -192,7 +192,7 @@ impl Programs {
     fn build(origin: &Origin, require: bool) -> Result<Self> {
         let small = build::target_dir()?.join("stripped");
         let (mut files, mut names) = (Vec::new(), Vec::new());
-        for built in build::guest_binaries(&["upcalld"], false)? {
+        for built in build::guest_binaries(&["upcalld"])? {
             files.push((build::stripped(&built.file, &small)?, format!("/bin/{}", built.name)));
         }
         for built in build::tests(REAL_KERNEL_PACKAGE, Some(build::MUSL))? {

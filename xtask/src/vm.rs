@@ -47,9 +47,6 @@ pub(crate) struct Args {
     /// Put Debian programs into the guest: ovs-dpctl, ip, ping, iperf3, ethtool, busybox as sh
     #[arg(long)]
     debian: bool,
-    /// Build our binaries with optimisation
-    #[arg(long)]
-    release: bool,
     /// Stop the machine after this time
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
     timeout: Duration,
@@ -83,7 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<i32> {
     setup::for_guests()?;
     let kernels = chosen(&args.kernel, &args.origin)?;
     let mut files = args.file.clone();
-    match build::guest_binaries(&["upcalld"], args.release) {
+    match build::guest_binaries(&["upcalld"]) {
         Ok(built) => files.extend(built.into_iter().map(|b| (b.file, format!("/bin/{}", b.name)))),
         // The command may be one that finds out why.
         Err(e) => say!("upcalld does not build and is not in the guest: {e:#}"),
