@@ -7,6 +7,7 @@ use netlink_io::Socket;
 use ovs_datapath::{Control, Events, Links};
 use ovs_features::{DispatchMode, Finding, Support, cpu};
 use ovs_wire::datapath::{Datapath, DatapathStats};
+use ovs_wire::vport::Vport;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 use upcall_core::LedgerSnapshot;
@@ -18,14 +19,17 @@ use crate::setup::{self, Created};
 use crate::shared::Shared;
 use crate::sweep::{self, Sweeper};
 use crate::worker::Worker;
-use crate::{Error, Failure, Handler, Info, Ports, Stats};
+use crate::{Error, Failure, Handler, Info, LossByCause, Ports, Stats};
 
 /// Receives and answers the upcalls of one datapath until it is stopped.
 ///
 /// Dropping it without [`Dispatcher::stop`] leaves the datapath as it is.
 pub struct Dispatcher {
     control: Control,
+    /// As it was at the start, counters included.
     dp: Datapath,
+    /// Failed deliveries of all ports at the start.
+    failed_before: u64,
     shared: Arc<Shared>,
     delivery: Arc<Delivery>,
     created: Created,
@@ -65,7 +69,7 @@ impl Dispatcher {
         parts: Parts,
         events: Events,
     ) -> Self {
-        let Parts { shared, delivery, info, failures, sweep_sockets } = parts;
+        let Parts { shared, delivery, info, failures, sweep_sockets, failed_before } = parts;
         let delivery = Arc::new(delivery);
         let sweeper = Sweeper::new(shared.clone(), builder.flow_idle);
         let keeper = Keeper {
@@ -78,9 +82,18 @@ impl Dispatcher {
             tokio::spawn(sweeper.run(sweep_sockets, builder.sweep_interval)),
             tokio::spawn(keeper.run(events)),
         ];
-        let keep = builder.keep;
-        let failures = Mutex::new(failures);
-        Self { control, dp, shared, delivery, created, keep, info, tasks, failures }
+        Self {
+            control,
+            dp,
+            failed_before,
+            shared,
+            delivery,
+            created,
+            keep: builder.keep,
+            info,
+            tasks,
+            failures: Mutex::new(failures),
+        }
     }
 
     /// What it is.
@@ -111,11 +124,22 @@ impl Dispatcher {
         for worker in self.delivery.workers() {
             ledger += worker.ledger().snapshot();
         }
-        let (sockets, socket_drops) = self.delivery.sockets_and_drops();
-        let ports = self.shared.ports.load().len();
-        let repairs = self.shared.repairs.load(Ordering::Relaxed);
-        let flows_current = kernel.flows;
-        Ok(Stats { ledger, kernel, socket_drops, sockets, ports, flows_current, repairs })
+        let (sockets, full) = self.delivery.sockets_and_drops();
+        let failed = self.failed_deliveries().await?;
+        let failed = failed.map(|now| now.saturating_sub(self.failed_before));
+        Ok(Stats {
+            ledger,
+            kernel,
+            lost: LossByCause::classify(kernel.lost, failed, full),
+            sockets,
+            ports: self.shared.ports.load().len(),
+            flows_current: kernel.flows,
+            repairs: self.shared.repairs.load(Ordering::Relaxed),
+        })
+    }
+
+    async fn failed_deliveries(&self) -> Result<Option<u64>, Error> {
+        Ok(failed_deliveries(&self.control.vports(self.dp.ifindex).await?))
     }
 
     /// Waits until the dispatcher can no longer do its work; for ever if all is well.
@@ -188,6 +212,7 @@ struct Parts {
     info: Info,
     failures: mpsc::Receiver<Failure>,
     sweep_sockets: [Arc<Socket>; 2],
+    failed_before: u64,
 }
 
 /// The steps between a datapath and a dispatcher.
@@ -219,10 +244,11 @@ impl Start<'_> {
         let (delivery, findings) = self.deliver(&shared, mode, findings).await?;
         self.add_ports(&delivery, created).await?;
         let vports = self.control.vports(self.dp.ifindex).await?;
+        let failed_before = failed_deliveries(&vports).unwrap_or(0);
         delivery.follow(self.control, self.dp.ifindex, &vports).await?;
         shared.set_ports(to_ports(vports));
         let info = self.info(&delivery, created, findings.last());
-        Ok(Parts { shared, delivery, info, failures, sweep_sockets })
+        Ok(Parts { shared, delivery, info, failures, sweep_sockets, failed_before })
     }
 
     fn info(&self, delivery: &Delivery, created: &Created, decided: Option<&Finding>) -> Info {
@@ -304,6 +330,11 @@ impl Start<'_> {
         }
         Ok(())
     }
+}
+
+/// Deliveries that failed, over all ports; `None` on kernels that do not count them.
+fn failed_deliveries(ports: &[Vport]) -> Option<u64> {
+    ports.iter().map(|port| port.upcall_stats.map(|stats| stats.fail)).sum()
 }
 
 fn usable_cpus() -> Result<Vec<usize>, Error> {

@@ -71,4 +71,4 @@ pub use ovs_wire::key::{KeySummary, L3Addrs, MacAddr, VlanTci};
 pub use ovs_wire::mask::MatchFields;
 pub use ovs_wire::packet::UpcallKind;
 pub use ports::{Port, Ports};
-pub use stats::{Info, Stats};
+pub use stats::{Info, LossByCause, Stats};

@@ -33,8 +33,8 @@ pub struct Stats {
     pub ledger: LedgerSnapshot,
     /// The kernel's counters of the datapath, less what they were at the start.
     pub kernel: DatapathStats,
-    /// Upcalls the kernel dropped because a socket of ours was full.
-    pub socket_drops: u64,
+    /// `kernel.lost` by cause.
+    pub lost: LossByCause,
     /// Upcall sockets; in per-vport mode also those that wait for a switch to per-CPU.
     pub sockets: usize,
     /// Ports, the datapath's own among them.
@@ -49,5 +49,52 @@ impl Stats {
     /// Upcalls of a flow that were read after its installation was sent (contract O3).
     pub fn install_stragglers(&self) -> u64 {
         self.ledger.install_stragglers
+    }
+}
+
+/// Upcalls that reached no socket, by cause.
+///
+/// The kernel does not tell causes; they follow from three counters that it keeps for different ends
+/// (`ovs_dp_upcall`, `net/openvswitch/datapath.c`): the datapath counts every loss; a port counts a
+/// failed delivery, but not a missing socket (since 6.2); a socket counts what it had no room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LossByCause {
+    /// A socket of ours had no room.
+    pub full: u64,
+    /// The socket was gone, or the packet was too large for a message. Since 6.2.
+    pub dead: u64,
+    /// There was no socket to send to: no per-CPU table, or port id 0. Since 6.2.
+    pub no_socket: u64,
+    /// Before 6.2: lost, but not by a full socket.
+    pub unclassified: u64,
+}
+
+impl LossByCause {
+    /// Tells causes apart: `lost` of the datapath, `failed` deliveries of all ports on kernels that
+    /// count them, `full` drops of our sockets. The counters are read one after the other, so that a
+    /// difference can be negative for a moment; then it counts as 0.
+    pub(crate) fn classify(lost: u64, failed: Option<u64>, full: u64) -> Self {
+        match failed {
+            Some(failed) => Self {
+                full,
+                dead: failed.saturating_sub(full),
+                no_socket: lost.saturating_sub(failed),
+                unclassified: 0,
+            },
+            None => Self { full, unclassified: lost.saturating_sub(full), ..Self::default() },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_follow_from_three_counters() {
+        let new = LossByCause::classify(10, Some(7), 4);
+        assert_eq!((new.full, new.dead, new.no_socket, new.unclassified), (4, 3, 3, 0));
+        let old = LossByCause::classify(10, None, 4);
+        assert_eq!((old.full, old.dead, old.no_socket, old.unclassified), (4, 0, 0, 6));
     }
 }

@@ -47,7 +47,13 @@ pub struct Stats {
     /// Upcalls that the kernel could not deliver.
     pub kernel_lost: u64,
     /// Upcalls that the kernel dropped because a socket of ours was full.
-    pub socket_drops: u64,
+    pub lost_full: u64,
+    /// Upcalls lost because a socket was gone.
+    pub lost_dead: u64,
+    /// Upcalls lost because there was no socket to send to.
+    pub lost_no_socket: u64,
+    /// Times the dispatch mode or table was set right after somebody changed it.
+    pub repairs: u64,
     /// Upcalls refused for want of room.
     pub shed: u64,
     /// Upcalls that made no sense.
