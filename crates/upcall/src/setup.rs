@@ -90,7 +90,9 @@ async fn refuse_if_served(control: &Control, dp: &Datapath) -> Result<(), Error>
         targets.extend(ports.iter().flat_map(|p| &p.upcall_pids));
     }
     let live = live_port_ids().map_err(Error::system("read /proc/net/netlink"))?;
-    let Some((port_id, inode)) = targets.iter().find_map(|id| Some((id, live.get(id)?))) else {
+    // Port id 0 is the kernel's own socket, always alive; as a target it means: no socket.
+    let mut targets = targets.iter().filter(|id| **id != 0);
+    let Some((port_id, inode)) = targets.find_map(|id| Some((id, live.get(id)?))) else {
         return Ok(());
     };
     let owner = socket_owner(*inode).map_or_else(
