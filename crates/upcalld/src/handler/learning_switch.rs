@@ -63,6 +63,14 @@ impl Handler for LearningSwitch {
         }
     }
 
+    /// What was behind a port that is gone is anywhere now: its packets are flooded, its flows wrong.
+    fn ports_changed(&self, ports: &Ports) {
+        let forgotten = self.macs.retain_ports(|port| ports.by_number(port).is_some());
+        if forgotten > 0 {
+            tracing::debug!(forgotten, "addresses of ports that are gone");
+        }
+    }
+
     fn begin_sweep(&self) {
         let aged = self.macs.age(self.mac_age);
         if aged > 0 {

@@ -140,11 +140,20 @@ impl MacTable {
         let now_ms = now.as_millis() as u64;
         self.now_ms.store(now_ms, Ordering::Relaxed);
         let oldest_ms = now_ms.saturating_sub(age.as_millis() as u64);
+        self.retain(|entry| entry.seen_ms.load(Ordering::Relaxed) >= oldest_ms)
+    }
+
+    /// Forgets the stations of ports that are not there any more; gives how many.
+    pub(crate) fn retain_ports(&self, is_there: impl Fn(u32) -> bool) -> usize {
+        self.retain(|entry| is_there(entry.port))
+    }
+
+    fn retain(&self, keep: impl Fn(&Entry) -> bool) -> usize {
         let mut forgotten = 0;
         for shard in &self.shards {
             let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
             let before = shard.len();
-            shard.retain(|_, entry| entry.seen_ms.load(Ordering::Relaxed) >= oldest_ms);
+            shard.retain(|_, entry| keep(entry));
             forgotten += before - shard.len();
         }
         self.len.fetch_sub(forgotten, Ordering::Relaxed);
@@ -209,6 +218,16 @@ mod tests {
         assert_eq!(table.age_at(at(16), age), 1, "2 was last used at 5");
         assert_eq!(table.age_at(at(20), age), 1);
         assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn forgets_the_stations_of_a_port_that_is_gone() {
+        let table = MacTable::new(10);
+        table.learn(station(0, 1), 1);
+        table.learn(station(0, 2), 2);
+        assert_eq!(table.retain_ports(|port| port == 1), 1);
+        assert_eq!((table.port_of(station(0, 1)), table.port_of(station(0, 2))), (Some(1), None));
+        assert_eq!(table.len(), 1);
     }
 
     #[test]
