@@ -65,6 +65,30 @@ impl Control {
         self.requests.port_id
     }
 
+    /// The family `name`, `None` if the kernel has none of that name: for those that not every kernel
+    /// has, such as `ovs_meter`.
+    pub async fn family(&self, name: &'static str) -> Result<Option<Family>> {
+        match resolve(&self.requests, name).await {
+            Ok(family) => Ok(Some(family)),
+            Err(ControlError::NoFamily { .. }) => Ok(None),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Sends a request that this type has no method for and gives the payloads of the replies: for
+    /// probes, and for tests of what a kernel does. `op` is the end of "refused to …"; `flags` are
+    /// `NLM_F_*` beside `NLM_F_REQUEST`, with `NLM_F_ACK` or `NLM_F_DUMP` among them.
+    pub async fn request(
+        &self,
+        op: &str,
+        family: &Family,
+        flags: u16,
+        payload: Vec<u8>,
+    ) -> Result<Vec<Vec<u8>>> {
+        debug_assert!(flags & (NLM_F_ACK | NLM_F_DUMP) != 0, "every request is answered");
+        self.ask(op, family, flags, payload).await
+    }
+
     /// All datapaths of the namespace.
     pub async fn datapaths(&self) -> Result<Vec<Datapath>> {
         let op = "list datapaths".to_owned();
