@@ -7,7 +7,8 @@ use ovs_datapath::{Control, ControlError, Families};
 use ovs_wire::datapath::{Datapath, UserFeatures, attr};
 use rustix::io::Errno;
 
-use crate::finding::{Decision, Finding, Support};
+use crate::ask::{Ask, OnKernel};
+use crate::finding::{Decision, Facts, Finding, Support};
 use crate::kernel_release;
 
 /// How the kernel chooses the socket of an upcall.
@@ -145,30 +146,41 @@ pub fn choose(wanted: Wanted, findings: Vec<Finding>) -> Decision {
 ///
 /// # Errors
 ///
-/// Any refusal but `EOPNOTSUPP`, which is a finding.
+/// Any refusal but `EOPNOTSUPP`, which is a finding. The features of `dp` are then as they were: a
+/// kernel that refuses a table has applied the features of the same SET already.
 pub async fn enable_per_cpu(
     control: &Control,
     dp: &Datapath,
     table: &[u32],
 ) -> Result<Finding, ControlError> {
     debug_assert!(table.iter().all(|port_id| *port_id != 0), "a 0 loses that CPU's upcalls");
+    switch_on(&OnKernel { control, dp }, dp.features, table).await
+}
+
+async fn switch_on(
+    ask: &impl Ask,
+    before: UserFeatures,
+    table: &[u32],
+) -> Result<Finding, ControlError> {
     let features = UserFeatures::UNALIGNED | UserFeatures::DISPATCH_UPCALL_PER_CPU;
     let kernel = kernel_release();
-    match control.set_datapath(dp, features, Some(table)).await {
+    let cpus = table.len();
+    match ask.set(features, Some(table)).await {
         Ok(()) => Ok(Finding::new(
             PER_CPU,
             Support::Available,
-            format!(
-                "kernel {kernel} took the per-CPU feature with a table of {} CPUs",
-                table.len()
-            ),
+            format!("kernel {kernel} took the per-CPU feature with a table of {cpus} CPUs"),
         )),
-        Err(err) if err.is(Errno::OPNOTSUPP) => Ok(Finding::new(
-            PER_CPU,
-            Support::Unavailable,
-            format!("{err}; per-CPU dispatch came with Linux 5.15"),
-        )),
-        Err(err) => Err(err),
+        Err(err) if err.is(Errno::OPNOTSUPP) => {
+            let evidence = format!("{err}; per-CPU dispatch came with Linux 5.15");
+            let finding = Finding::new(PER_CPU, Support::Unavailable, evidence);
+            Ok(finding.with(Facts::of(&err)))
+        }
+        Err(err) => {
+            // `ovs_dp_change` stores the features before it looks at the table, and does not undo it.
+            let _the_first_error_counts = ask.set(before, None).await;
+            Err(err)
+        }
     }
 }
 
@@ -191,6 +203,7 @@ pub async fn enable_per_vport(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ask::models::Model;
     use ovs_wire::family::Family;
 
     fn families(attr_max: u32) -> Families {
@@ -217,6 +230,35 @@ mod tests {
         let asked = choose(Wanted::PerVport, vec![yes()]);
         assert_eq!(asked.mode, DispatchMode::PerVport);
         assert_eq!(asked.reason(), "per-vport dispatch was asked for");
+    }
+
+    #[tokio::test]
+    async fn a_refused_table_does_not_leave_its_features_behind() {
+        let before = UserFeatures::UNALIGNED | UserFeatures::VPORT_PIDS;
+        // Length 0, or not a multiple of 4: EINVAL after the features were stored.
+        let empty = Model::new(Some(0b1111));
+        let full = Model { refuses_tables: Some(Errno::NOMEM), ..Model::new(Some(0b1111)) };
+        for (model, table) in [(empty, [].as_slice()), (full, &[7])] {
+            model.state.borrow_mut().features = before;
+            assert!(switch_on(&model, before, table).await.is_err());
+            assert_eq!(model.features(), before.bits());
+        }
+    }
+
+    #[tokio::test]
+    async fn features_and_table_go_in_one_request() {
+        let model = Model::new(Some(0b1111));
+        let finding = switch_on(&model, UserFeatures::empty(), &[7, 8]).await.unwrap();
+        assert_eq!(finding.support, Support::Available);
+        assert_eq!(*model.sets.borrow(), [(0b1001, Some(2))]);
+    }
+
+    #[tokio::test]
+    async fn a_kernel_without_per_cpu_is_a_finding_and_changes_nothing() {
+        let model = Model::new(Some(0b0111));
+        let finding = switch_on(&model, UserFeatures::UNALIGNED, &[7]).await.unwrap();
+        assert_eq!((finding.support, finding.facts.errno), (Support::Unavailable, Some(95)));
+        assert_eq!(model.sets.borrow().len(), 1);
     }
 
     #[test]
