@@ -7,7 +7,9 @@
 //! * the recirculation id, or the flow would catch packets of another stage,
 //! * the Ethernet type for anything above it, the IP protocol for transport fields, and the fragment
 //!   type, since later fragments have no transport header,
-//! * on a tagged packet the tag protocol, the bit that says "tagged", and the key's nesting,
+//! * on a tagged packet the tag protocol, the bit that says "tagged", the key's nesting, and the
+//!   Ethernet type behind the tag: the kernel takes a nest whose mask is all zero for an absent one
+//!   (`__parse_flow_nlattrs`), and refuses the tag without it,
 //! * for an IEEE 802.2 frame, which has no Ethernet type in its key, the Ethernet type all the same.
 //!
 //! That untagged packets are untagged is matched by the kernel itself.
@@ -156,6 +158,9 @@ impl FlowKey<'_> {
     }
 }
 
+/// What is matched behind every VLAN tag, so that the nest's mask is not all zero.
+const BEHIND_A_TAG: MatchFields = MatchFields::ETH_TYPE;
+
 /// Bits of a VLAN tag that are matched.
 fn tag_bits(fields: MatchFields) -> VlanTci {
     let mut bits = VlanTci::PRESENT;
@@ -234,7 +239,7 @@ fn write_encap(attr: &Attr<'_>, fields: MatchFields, depth: usize, b: &mut AttrB
         return b.fail(WireError::Invalid { what: "ENCAP", offset: attr.offset, why });
     }
     b.nest(kind::ENCAP, |b| {
-        if let Err(err) = write_level(attr.payload, fields, depth + 1, b) {
+        if let Err(err) = write_level(attr.payload, fields | BEHIND_A_TAG, depth + 1, b) {
             b.fail(err);
         }
     });

@@ -4,7 +4,7 @@ use std::hash::Hasher;
 
 use crate::key::{FlowKey, LAYOUT_MAX, kind};
 use crate::mask::spans::{self, Layout};
-use crate::mask::{MatchFields, is_tag_protocol, tag_bits};
+use crate::mask::{BEHIND_A_TAG, MatchFields, is_tag_protocol, tag_bits};
 use crate::{Attr, Attrs, WireError};
 
 impl FlowKey<'_> {
@@ -86,7 +86,7 @@ impl Gather<'_> {
     }
 }
 
-fn feed(key: &[u8], fields: MatchFields, out: &mut Gather<'_>) -> Result<(), WireError> {
+fn feed(key: &[u8], mut fields: MatchFields, out: &mut Gather<'_>) -> Result<(), WireError> {
     let mut level = Some(key);
     while let Some(nest) = level.take() {
         for attr in Attrs::new(nest) {
@@ -97,6 +97,7 @@ fn feed(key: &[u8], fields: MatchFields, out: &mut Gather<'_>) -> Result<(), Wir
                 feed_attr(&attr, fields, out)?;
             }
         }
+        fields |= BEHIND_A_TAG;
         // Ends the level, so that no attribute can be taken for one of another level.
         out.put_kind(kind::ENCAP);
     }

@@ -72,6 +72,22 @@ fn ports_bring_protocol_fragment_and_type() {
 }
 
 #[test]
+fn the_nest_of_a_tag_is_never_masked_with_zeros_alone() {
+    let vlan_key = |eth_type: &[KeyAttr<'_>]| {
+        let inner = encode(eth_type);
+        let encap = KeyAttr::Encap(FlowKey::new(&inner));
+        encode(&[KeyAttr::EtherType(0x8100), KeyAttr::Vlan(VlanTci::new(5, 0)), encap])
+    };
+    let (udp, llc) = (vlan_key(&udp_packet(1)), vlan_key(&[]));
+    for key in [&udp, &llc] {
+        let bits = mask(key, MatchFields::IN_PORT);
+        let inner = encode(&[KeyAttr::EtherType(0xffff)]);
+        assert!(read(&bits).contains(&KeyAttr::Encap(FlowKey::new(&inner))), "{bits:02x?}");
+    }
+    assert_ne!(hash(&udp, MatchFields::IN_PORT), hash(&llc, MatchFields::IN_PORT));
+}
+
+#[test]
 fn a_tagged_key_keeps_its_nesting_and_its_tag() {
     let inner = encode(&udp_packet(1));
     let key = encode(&[
