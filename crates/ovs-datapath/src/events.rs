@@ -63,6 +63,11 @@ impl Events {
         })
     }
 
+    /// The next event; `None` when the connection has ended.
+    pub async fn recv(&mut self) -> Option<Event> {
+        std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+
     /// `None` for messages that are neither: they are of no use here.
     fn read(&self, message: &NetlinkMessage<Raw>) -> Option<Event> {
         let by_port_id = message.header.port_number;
