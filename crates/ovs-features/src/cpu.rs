@@ -53,6 +53,16 @@ pub fn parse_list(text: &str) -> Option<Vec<usize>> {
     Some(ids)
 }
 
+/// Writes ascending ids as [`parse_list`] reads them: `0-3,8,10-11`.
+pub fn list_text(ids: &[usize]) -> String {
+    let runs = ids.chunk_by(|a, b| a + 1 == *b);
+    let text = |run: &[usize]| match run {
+        [first, .., last] => format!("{first}-{last}"),
+        _ => run.iter().map(ToString::to_string).collect(),
+    };
+    runs.map(text).collect::<Vec<_>>().join(",")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,6 +72,13 @@ mod tests {
         assert_eq!(parse_list("0-3,8,10-11\n"), Some(vec![0, 1, 2, 3, 8, 10, 11]));
         assert_eq!(parse_list("0"), Some(vec![0]));
         assert_eq!(parse_list(""), Some(vec![]));
+    }
+
+    #[test]
+    fn lists_are_written_as_they_are_read() {
+        for text in ["", "0", "0-3", "0-3,8,10-11", "1,3,5-6"] {
+            assert_eq!(list_text(&parse_list(text).unwrap()), text);
+        }
     }
 
     #[test]

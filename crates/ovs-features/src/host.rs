@@ -11,9 +11,8 @@ use crate::topology::status_field;
 
 /// Capabilities that a dispatcher has a use for, with what for
 /// (`include/uapi/linux/capability.h`).
-pub const CAPABILITIES: [(&str, u8, &str); 7] = [
+pub const CAPABILITIES: [(&str, u8, &str); 6] = [
     ("CAP_NET_ADMIN", 12, "change datapaths, execute packets, exceed rmem_max"),
-    ("CAP_NET_RAW", 13, "packet sockets; no need here"),
     ("CAP_IPC_LOCK", 14, "lock memory"),
     ("CAP_SYS_PTRACE", 19, "see which process of another user holds a socket"),
     ("CAP_SYS_ADMIN", 21, "probe in a network namespace of its own"),

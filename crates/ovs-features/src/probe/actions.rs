@@ -62,11 +62,13 @@ fn encode(action: &Action<'_>) -> Vec<u8> {
 /// out ones `EOPNOTSUPP` or `ENOTSUPP`.
 fn conclude(feature: Feature, answer: Result<(), ControlError>) -> Finding {
     let refusals = [Errno::INVAL.raw_os_error(), Errno::OPNOTSUPP.raw_os_error(), ENOTSUPP];
+    let request = format!("install a flow with {}", feature.title());
     match answer {
         Ok(()) => feature
             .finding(Support::Available, "a flow with it was installed and deleted")
-            .with(Facts::request(format!("install a flow with {}", feature.title()))),
-        Err(err) if err.errno().is_some_and(|errno| refusals.contains(&errno)) => {
+            .with(Facts::request(request)),
+        Err(ControlError::Refused { errno, ext_ack, .. }) if refusals.contains(&errno) => {
+            let err = ControlError::Refused { op: request, errno, ext_ack };
             Finding::refused(feature.title(), Support::Unavailable, &err)
         }
         Err(err) => Finding::open(feature.title(), &err),

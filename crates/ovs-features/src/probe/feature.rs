@@ -140,7 +140,7 @@ const ROWS: [Row; 25] = {
             "flows can track connections", "no connection tracking (CONFIG_NF_CONNTRACK)"),
         row(F::Meters, G::Actions, "meters", "METER",
             "flows can limit rates", "no rate limits in flows (before Linux 4.15)"),
-        row(F::ForcedBuffer, G::Sockets, "forced_recv_buffer", "receive buffer beyond rmem_max",
+        row(F::ForcedBuffer, G::Sockets, "forced_recv_buffer", "forced receive buffer",
             "any receive buffer that is asked for is had",
             "receive buffers end at twice net.core.rmem_max"),
     ]
