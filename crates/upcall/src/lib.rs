@@ -65,6 +65,7 @@ pub use builder::{Builder, InstallPolicy, Limits};
 pub use dispatcher::Dispatcher;
 pub use error::{Error, ErrorKind, Failure};
 pub use handler::{Fate, FlowView, Handler, Upcall, Verdict};
+pub use ovs_features as features;
 pub use ovs_features::{DispatchMode, Wanted as Dispatch};
 pub use ovs_wire::action::{Action, ActionBuf};
 pub use ovs_wire::key::{KeySummary, L3Addrs, MacAddr, VlanTci};

@@ -20,6 +20,9 @@ pub(crate) enum Command {
     /// Open or create a datapath, add ports, and serve its upcalls until SIGTERM or SIGINT
     #[command(after_help = RUN_HELP)]
     Run(Box<RunArgs>),
+    /// Say what this host can do, with the evidence, and why which dispatch mode is selected
+    #[command(after_help = crate::probe::HELP)]
+    Probe(ProbeArgs),
 }
 
 const RUN_HELP: &str = "\
@@ -33,6 +36,17 @@ Examples:
 
 Interfaces must be up ('ip link set IFACE up'). Flags override the configuration file.
 Logs go to standard error (RUST_LOG chooses what), counters to standard output.";
+
+/// Options of `probe`.
+#[derive(Debug, Args)]
+pub(crate) struct ProbeArgs {
+    /// Look at this datapath too: mode, per-CPU table, ports, who serves it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) datapath: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// Options of `run`. `None` means: not given, so the file or the default decides.
 #[derive(Debug, Args, Default)]
@@ -145,7 +159,7 @@ mod tests {
     fn durations_are_humantime() {
         let cli =
             Cli::parse_from(["upcalld", "run", "--mac-age", "250ms", "--dispatch", "per-cpu"]);
-        let Command::Run(args) = cli.command;
+        let Command::Run(args) = cli.command else { panic!("not run") };
         assert_eq!(args.mac_age, Some(Duration::from_millis(250)));
         assert_eq!(args.dispatch, Some(Dispatch::PerCpu));
         assert!(Cli::try_parse_from(["upcalld", "run", "--mac-age", "5 parsecs"]).is_err());

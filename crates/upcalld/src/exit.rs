@@ -20,6 +20,8 @@ Exit status:
 pub(crate) enum Exit {
     Usage(String),
     Config(String),
+    /// The kernel could not be asked anything.
+    NothingAsked(String),
     Dispatcher(upcall::Error),
     Other(String),
 }
@@ -29,6 +31,7 @@ impl Exit {
         ExitCode::from(match self {
             Self::Usage(_) => 2,
             Self::Config(_) => 3,
+            Self::NothingAsked(_) => 4,
             Self::Other(_) => 1,
             Self::Dispatcher(err) => match err.kind() {
                 ErrorKind::Usage => 2,
@@ -44,7 +47,10 @@ impl Exit {
 impl std::fmt::Display for Exit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Usage(text) | Self::Config(text) | Self::Other(text) => f.write_str(text),
+            Self::Usage(text)
+            | Self::Config(text)
+            | Self::NothingAsked(text)
+            | Self::Other(text) => f.write_str(text),
             Self::Dispatcher(err) => err.fmt(f),
         }
     }

@@ -7,6 +7,7 @@ mod config;
 mod exit;
 mod handler;
 mod logging;
+mod probe;
 mod report;
 mod run;
 mod settings;
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let outcome = match cli.command {
         cli::Command::Run(args) => run::run(&args),
+        cli::Command::Probe(args) => probe::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
