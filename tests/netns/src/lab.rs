@@ -69,6 +69,18 @@ impl Lab {
     /// # Errors
     /// When one of these does not hold.
     pub fn finish(self) -> Result<Stats> {
+        let stats = self.finish_after_races()?;
+        ensure!(stats.put_errors == 0, "a flow was refused: {stats:?}");
+        Ok(stats)
+    }
+
+    /// As [`Lab::finish`], after traffic that misses on several CPUs at once. Two workers may then
+    /// put one flow, each with its own packet's key, and the kernel refuses the second with `ENOENT`
+    /// (`ovs_flow_cmd_new`: the unmasked key of an update has to be the flow's own).
+    ///
+    /// # Errors
+    /// As [`Lab::finish`].
+    pub fn finish_after_races(self) -> Result<Stats> {
         let exit = self.daemon.stop()?;
         ensure!(exit.status.success(), "it ended with {}\n{}", exit.status, exit.log);
         let stats = exit.stats.context("it printed no counters")?;
@@ -79,12 +91,12 @@ impl Lab {
     }
 }
 
-/// Checks a final line: contract B3 with nothing in flight, and no refusal.
+/// Checks a final line: contract B3 with nothing in flight, and no packet refused.
 fn balanced(stats: &Stats) -> Result<()> {
     ensure!(stats.final_line, "the last line is no final one: {stats:?}");
     let accounted = stats.completed + stats.shed + stats.malformed + stats.foreign;
     ensure!(stats.upcalls_received == accounted, "not every upcall is accounted for: {stats:?}");
-    let refused = stats.malformed + stats.foreign + stats.execute_errors + stats.put_errors;
+    let refused = stats.malformed + stats.foreign + stats.execute_errors;
     ensure!(refused == 0, "something was refused: {stats:?}");
     Ok(())
 }

@@ -2,12 +2,17 @@
 
 use anyhow::ensure;
 use netns_tests::{Fabric, Lab, TestResult, modes, station};
-use upcall_testkit::{Frame, Hosts, raw::ETHERTYPE_EXPERIMENTAL};
+use upcall_testkit::{Frame, Hosts, VlanTag, raw::ETHERTYPE_EXPERIMENTAL};
 
 use crate::switch::missed;
 
 fn frame(from: u8, to: u8) -> Vec<u8> {
     Frame::new(station(from), station(to)).raw(ETHERTYPE_EXPERIMENTAL, &[0; 46])
+}
+
+fn tagged(from: u8, to: u8) -> Vec<u8> {
+    let frame = Frame::new(station(from), station(to)).vlan(VlanTag::new(10));
+    frame.raw(ETHERTYPE_EXPERIMENTAL, &[0; 46])
 }
 
 #[test]
@@ -20,6 +25,7 @@ fn a_hub_sends_everything_to_all_others() -> TestResult {
         for _ in 0..2 {
             ensure!(fabric.reach(0, &frame(1, 2))? == [1, 2]);
             ensure!(fabric.reach(1, &frame(2, 1))? == [0, 2]);
+            ensure!(fabric.reach(2, &tagged(3, 1))? == [0, 1], "with a tag");
         }
         // One flow for each port that has spoken: the input port is all it looks at.
         let flows = lab.wait_flows("a flow for each port", |flows| flows.len() >= 2)?;

@@ -123,20 +123,13 @@ fn a_deleted_datapath_ends_it_and_the_message_says_who_did_it() -> TestResult {
         let dp = control.datapath(DATAPATH).await?.context("no datapath")?;
         control.delete_datapath(&dp).await?;
         // The connection stays open, so that its owner can be found.
-        let exit = tokio_free_wait(daemon)?;
-        anyhow::Ok(exit)
+        anyhow::Ok(daemon.wait_exit(SOON)?)
     })??;
     ensure!(deleted.status.code() == Some(1), "{}\n{}", deleted.status, deleted.log);
     let pid = format!("(pid {})", std::process::id());
     let last = deleted.log.lines().last().unwrap_or_default();
     ensure!(last.contains("was deleted by") && last.contains(&pid), "{}", deleted.log);
     Ok(())
-}
-
-fn tokio_free_wait(
-    daemon: upcall_testkit::Upcalld,
-) -> anyhow::Result<upcall_testkit::daemon::Exit> {
-    Ok(daemon.wait_exit(SOON)?)
 }
 
 #[test]

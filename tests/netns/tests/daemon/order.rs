@@ -33,7 +33,7 @@ fn a_burst_that_sets_its_flow_up_arrives_in_order() -> TestResult {
             );
             ensure!(totals.duplicates + totals.foreign == 0, "{mode}, {install}: {totals:?}");
             ensure!(totals.reordered == 0, "{mode}, {install}: {totals:?}");
-            let stats = lab.finish()?;
+            let stats = lab.finish_after_races()?;
             ensure!(stats.kernel_lost == 0, "{mode}, {install}: {stats:?}");
         }
     }
