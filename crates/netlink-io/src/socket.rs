@@ -77,6 +77,31 @@ impl Socket {
         Ok(Self { fd, port_id: name.pid() })
     }
 
+    /// Takes a socket that the process inherited as descriptor `fd`, as another process left it; only
+    /// that it does not block and is closed on exec is set anew.
+    ///
+    /// The descriptor belongs to the result from then on: nothing else in the process may use it.
+    ///
+    /// # Errors
+    ///
+    /// When `fd` is not open, or not a bound generic-netlink socket; it is then left alone.
+    pub fn inherit(fd: RawFd) -> io::Result<Self> {
+        let other = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
+        let fd = sys::own_checked(fd, |fd| {
+            if sockopt::socket_domain(fd)? != AddressFamily::NETLINK {
+                return Err(other("it is not a netlink socket"));
+            }
+            if sockopt::socket_protocol(fd)? != Some(GENERIC) {
+                return Err(other("it is not of the generic-netlink protocol"));
+            }
+            Ok(())
+        })?;
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+        let name = SocketAddrNetlink::try_from(rustix::net::getsockname(&fd)?)?;
+        Ok(Self { fd, port_id: name.pid() })
+    }
+
     /// The socket's address: what the kernel is told to send upcalls to. Never 0. Not a process id.
     pub fn port_id(&self) -> u32 {
         self.port_id
@@ -181,6 +206,25 @@ mod tests {
         // Root is refused because the socket is connected, others because they are not root.
         assert!(matches!(sent, Err(rustix::io::Errno::CONNREFUSED | rustix::io::Errno::PERM)));
         assert_eq!(socket.recv(&mut [0u8; 64]).unwrap(), None);
+    }
+
+    #[test]
+    fn an_inherited_socket_is_the_same_socket() {
+        let socket = Socket::open().unwrap();
+        let fd = std::os::fd::IntoRawFd::into_raw_fd(socket.fd.try_clone().unwrap());
+        let heir = Socket::inherit(fd).unwrap();
+        assert_eq!(heir.port_id(), socket.port_id());
+        socket.send(&DUMP_FAMILIES).unwrap();
+        assert!(heir.recv(&mut vec![0u8; 65536]).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_is_no_netlink_socket_is_not_inherited() {
+        assert!(Socket::inherit(-1).is_err());
+        assert!(Socket::inherit(9999).is_err());
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(Socket::inherit(file.as_raw_fd()).is_err());
+        assert!(file.metadata().is_ok(), "it was left alone");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use tokio::io::Interest;
@@ -56,4 +56,19 @@ pub(crate) fn register(socket: Arc<Socket>) -> io::Result<AsyncFd<Arc<Socket>>> 
     // SAFETY: the descriptor must stay open and the same until it is deregistered. `Socket` owns it,
     // never replaces it, and closes it when the last `Arc` goes; the `AsyncFd` holds one.
     unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(Into::into)
+}
+
+/// Takes ownership of a descriptor by number, if `check` finds it to be what is expected.
+pub(crate) fn own_checked(
+    fd: RawFd,
+    check: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
+) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    // SAFETY: not -1, and borrowed for `check` alone, which asks the kernel about it: a number that is
+    // not open makes the kernel answer EBADF, nothing else.
+    check(unsafe { BorrowedFd::borrow_raw(fd) })?;
+    // SAFETY: it is open, as `check` saw, and the caller of `Socket::inherit` gave it up to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
