@@ -68,6 +68,7 @@ pub(crate) fn open(
     let socket_error = |call| move |source| ControlError::Socket { call, source };
     let (mut connection, handle, unsolicited): (Connection<Raw>, _, _) =
         netlink_proto::new_connection(NETLINK_GENERIC).map_err(socket_error("socket"))?;
+    connection.set_forward_done(true);
     let socket = connection.socket_mut().socket_mut();
     let port_id = socket.bind_auto().map_err(socket_error("bind"))?.port_number();
     socket.set_ext_ack(true).map_err(socket_error("NETLINK_EXT_ACK"))?;
@@ -106,6 +107,10 @@ impl Requests {
                     NetlinkPayload::Error(err) => {
                         return refusal(op, reply.header.flags, err.raw_code(), &err.header)
                             .map(|()| payloads);
+                    }
+                    // A dump that fails midway, or of a datapath that is gone, ends with an errno.
+                    NetlinkPayload::Done(done) if done.code < 0 => {
+                        return refusal(op, 0, done.code, &[]).map(|()| payloads);
                     }
                     NetlinkPayload::Overrun(_) => return Err(self.no_answer(op)),
                     _ => {}
