@@ -4,7 +4,9 @@
 //! FLOW_PUT is not sent with the EXECUTE of the upcall that asked for it but at the end of a later
 //! *round*: one reading of the socket, as far as a batch goes. If that round brought no more upcalls
 //! of the flow, none was left when it was read, and the flow goes in. If it did, the install waits for
-//! the next round, up to a limit, so that an elephant is installed as well.
+//! the next round, up to a limit, so that an elephant is installed as well. While the socket has more
+//! than a round of datagrams queued, a round without the flow proves nothing: its next packet may be
+//! further back. Then the install waits until the socket was read empty, up to a larger limit.
 //!
 //! What still slips through, upcalls read after the FLOW_PUT was sent, is counted as stragglers.
 
@@ -17,8 +19,11 @@ use hashbrown::HashTable;
 pub struct InstallLimits {
     /// Installs that may wait; one more is given up, and the flow's next upcall asks again.
     pub pending_max: usize,
-    /// Rounds an install may be put off.
+    /// Rounds with an upcall of its flow that an install may be put off.
     pub rounds_max: u8,
+    /// Rounds an install may be put off because the socket could not be read empty. The default is
+    /// more than the default receive buffer holds.
+    pub backlog_rounds_max: u16,
     /// Flows remembered after their installation was sent, to know stragglers.
     pub recent_max: usize,
     /// How long they are remembered, in microseconds: an upcall after that asks for an install again.
@@ -27,7 +32,13 @@ pub struct InstallLimits {
 
 impl Default for InstallLimits {
     fn default() -> Self {
-        Self { pending_max: 1024, rounds_max: 4, recent_max: 1024, recent_us: 100_000 }
+        Self {
+            pending_max: 1024,
+            rounds_max: 4,
+            backlog_rounds_max: 128,
+            recent_max: 1024,
+            recent_us: 100_000,
+        }
     }
 }
 
@@ -50,8 +61,9 @@ struct Pending {
     /// The encoded message, as a range of `InstallPlan::bytes`.
     start: usize,
     end: usize,
-    /// Rounds it was put off.
-    rounds: u8,
+    /// Rounds it was put off, and of these those with an upcall of the flow.
+    rounds: u16,
+    touched_rounds: u8,
     /// Was there an upcall of the flow in this round?
     touched: bool,
 }
@@ -130,15 +142,27 @@ impl InstallPlan {
         }
         let at = self.pending.len();
         let end = self.bytes.len();
-        self.pending.push(Pending { flow, start, end, rounds: 0, touched: true });
+        self.pending.push(Pending {
+            flow,
+            start,
+            end,
+            rounds: 0,
+            touched_rounds: 0,
+            touched: true,
+        });
         let pending = &self.pending;
         self.index.insert_unique(flow, at, |&at| pending[at].flow);
         Ok(Offer::Planned)
     }
 
-    /// Ends a round: hands the message of every install that is due to `send`, in the order they were
-    /// planned.
-    pub fn end_round(&mut self, now_us: u64, mut send: impl FnMut(&[u8])) -> RoundEnd {
+    /// Ends a round, in which the socket was read empty or not: hands the message of every install that
+    /// is due to `send`, in the order they were planned.
+    pub fn end_round(
+        &mut self,
+        now_us: u64,
+        drained: bool,
+        mut send: impl FnMut(&[u8]),
+    ) -> RoundEnd {
         let mut end = RoundEnd::default();
         if self.pending.is_empty() {
             return end;
@@ -149,15 +173,19 @@ impl InstallPlan {
         let mut pending = std::mem::take(&mut self.pending);
         pending.retain_mut(|install| {
             let message = &bytes[install.start..install.end];
-            let due = !install.touched || install.rounds >= self.limits.rounds_max;
+            let proven = drained && !install.touched;
+            let forced = install.touched_rounds >= self.limits.rounds_max
+                || install.rounds >= self.limits.backlog_rounds_max;
+            let due = proven || forced;
             if due {
                 end.sent += 1;
-                end.forced += u64::from(install.touched);
+                end.forced += u64::from(!proven);
                 send(message);
                 self.remember(install.flow, now_us);
             } else {
                 end.deferred += u64::from(install.rounds > 0);
                 install.rounds += 1;
+                install.touched_rounds += u8::from(install.touched);
                 install.touched = false;
                 install.start = self.spare.len();
                 self.spare.extend_from_slice(message);
@@ -171,6 +199,16 @@ impl InstallPlan {
         self.pending = pending;
         self.bytes = std::mem::replace(&mut self.spare, bytes);
         end
+    }
+
+    /// Forgets everything: what was decided before may be wrong now. Flows that waited ask again with
+    /// their next upcall.
+    pub fn clear(&mut self) {
+        self.pending.clear();
+        self.index.clear();
+        self.bytes.clear();
+        self.recent.clear();
+        self.recent_order.clear();
     }
 
     fn remember(&mut self, flow: u64, now_us: u64) {
@@ -216,9 +254,43 @@ mod tests {
     }
 
     fn end_round(plan: &mut InstallPlan, now_us: u64) -> Vec<u64> {
+        end_round_with(plan, now_us, true)
+    }
+
+    fn end_round_with(plan: &mut InstallPlan, now_us: u64, drained: bool) -> Vec<u64> {
         let mut sent = Vec::new();
-        plan.end_round(now_us, |m| sent.push(u64::from_ne_bytes(m.try_into().unwrap())));
+        plan.end_round(now_us, drained, |m| {
+            sent.push(u64::from_ne_bytes(m.try_into().unwrap()));
+        });
         sent
+    }
+
+    #[test]
+    fn a_round_that_left_packets_in_the_socket_proves_nothing() {
+        let limits = InstallLimits { backlog_rounds_max: 10, ..InstallLimits::default() };
+        let mut plan = plan(limits);
+        offer(&mut plan, 1, 0);
+        for _ in 0..8 {
+            assert_eq!(end_round_with(&mut plan, 0, false), [0u64; 0]);
+        }
+        assert_eq!(end_round(&mut plan, 0), [1]);
+        offer(&mut plan, 2, 0);
+        let waited =
+            (0..100).take_while(|_| end_round_with(&mut plan, 0, false).is_empty()).count();
+        assert_eq!(waited, 10, "a backlog without an end does not hold an install for ever");
+    }
+
+    #[test]
+    fn what_is_cleared_is_not_sent_and_can_be_asked_for_again() {
+        let mut plan = plan(InstallLimits::default());
+        offer(&mut plan, 1, 0);
+        plan.clear();
+        assert_eq!(end_round(&mut plan, 0), [0u64; 0]);
+        assert_eq!(offer(&mut plan, 1, 0), Offer::Planned);
+        end_round(&mut plan, 0);
+        assert_eq!(end_round(&mut plan, 0), [1]);
+        plan.clear();
+        assert_eq!(offer(&mut plan, 1, 0), Offer::Planned, "a sent install is forgotten too");
     }
 
     #[test]
@@ -288,32 +360,41 @@ mod tests {
         /// round that saw an upcall of its flow unless the limit forced it, and within the limit.
         #[test]
         fn every_planned_install_is_sent_once_and_behind_its_packets(
-            rounds in prop::collection::vec(prop::collection::vec(0u64..6, 0..8), 1..40),
+            rounds in prop::collection::vec(
+                (prop::collection::vec(0u64..6, 0..8), any::<bool>()), 1..40,
+            ),
         ) {
-            let limits = InstallLimits { rounds_max: 3, recent_us: 0, ..InstallLimits::default() };
+            let limits = InstallLimits {
+                rounds_max: 3,
+                backlog_rounds_max: 9,
+                recent_us: 0,
+                ..InstallLimits::default()
+            };
             let mut plan = plan(limits);
-            let mut waiting: HashMap<u64, u8> = HashMap::new();
-            let total = rounds.len() as u64 + 10;
-            for (now, round) in rounds.into_iter().chain((0..10).map(|_| vec![])).enumerate() {
+            // Flow to rounds waited, and of these those with an upcall of it.
+            let mut waiting: HashMap<u64, (u16, u8)> = HashMap::new();
+            let last = (0..2).map(|_| (vec![], true));
+            for (now, (round, drained)) in rounds.into_iter().chain(last).enumerate() {
                 let now = now as u64 * 1_000;
                 for flow in &round {
                     match offer(&mut plan, *flow, now) {
-                        Offer::Planned => prop_assert!(waiting.insert(*flow, 0).is_none()),
+                        Offer::Planned => prop_assert!(waiting.insert(*flow, (0, 0)).is_none()),
                         Offer::Duplicate => prop_assert!(waiting.contains_key(flow)),
                         other => prop_assert!(false, "{other:?}"),
                     }
                 }
-                for flow in end_round(&mut plan, now) {
-                    let waited = waiting.remove(&flow);
-                    prop_assert!(waited.is_some(), "sent but not planned");
-                    prop_assert!(!round.contains(&flow) || waited == Some(3));
+                for flow in end_round_with(&mut plan, now, drained) {
+                    let (waited, touched) = waiting.remove(&flow).expect("sent but not planned");
+                    let proven = drained && !round.contains(&flow);
+                    prop_assert!(proven || touched == 3 || waited == 9);
                 }
-                for waited in waiting.values_mut() {
+                for (flow, (waited, touched)) in &mut waiting {
                     *waited += 1;
-                    prop_assert!(*waited <= 3);
+                    *touched += u8::from(round.contains(flow));
+                    prop_assert!(*waited <= 9 && *touched <= 3);
                 }
             }
-            prop_assert!(plan.is_empty() && waiting.is_empty(), "after {total} rounds");
+            prop_assert!(plan.is_empty() && waiting.is_empty());
         }
     }
 }

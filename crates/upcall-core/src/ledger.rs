@@ -77,6 +77,8 @@ ledger! {
     flows_put,
     /// Of these, refused by the kernel.
     put_errors,
+    /// Of the refused, those whose flow another worker had installed already.
+    put_raced,
     /// Upcalls of a flow whose installation was waiting already.
     duplicate_misses,
     /// Upcalls of a flow read after its installation was sent.

@@ -1,7 +1,9 @@
 //! Options of a dispatcher.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use netlink_io::Socket;
 use upcall_core::InstallLimits;
 
 use crate::{Dispatch, Dispatcher, Error, Handler};
@@ -23,9 +25,7 @@ pub enum InstallPolicy {
 pub struct Limits {
     /// Flows on the datapath past which none is installed. Default 200,000.
     pub flows_max: u64,
-    /// Receive buffer asked for on each upcall socket, in bytes; the kernel doubles it. Default 2 MiB.
-    pub recv_buffer_bytes: usize,
-    /// Worker threads at most. Default 64.
+    /// Worker threads at most, if their number is left to the dispatcher. Default 64.
     pub workers_max: usize,
     /// Deferred installs, for each socket.
     pub install: InstallLimits,
@@ -33,12 +33,25 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            flows_max: 200_000,
-            recv_buffer_bytes: 2 << 20,
-            workers_max: 64,
-            install: InstallLimits::default(),
-        }
+        Self { flows_max: 200_000, workers_max: 64, install: InstallLimits::default() }
+    }
+}
+
+/// What a dispatcher receives with; can be changed while it runs ([`Dispatcher::reshape`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Dispatch mode. Default: per-CPU where the kernel has it.
+    pub dispatch: Dispatch,
+    /// Worker threads, from 1; `None` is one for each CPU this process may use, up to
+    /// [`Limits::workers_max`]. In per-CPU mode there are at most as many as possible CPUs.
+    pub workers: Option<usize>,
+    /// Receive buffer asked for on each upcall socket, in bytes; the kernel doubles it. Default 2 MiB.
+    pub recv_buffer_bytes: usize,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self { dispatch: Dispatch::Auto, workers: None, recv_buffer_bytes: 2 << 20 }
     }
 }
 
@@ -48,14 +61,14 @@ impl Default for Limits {
 pub struct Builder {
     pub(crate) datapath: String,
     pub(crate) ports: Vec<String>,
-    pub(crate) dispatch: Dispatch,
-    pub(crate) workers: Option<usize>,
+    pub(crate) shape: Shape,
     pub(crate) install: InstallPolicy,
     pub(crate) limits: Limits,
     pub(crate) flow_idle: Duration,
     pub(crate) sweep_interval: Duration,
     pub(crate) keep: bool,
     pub(crate) takeover: bool,
+    pub(crate) inherited: Vec<Arc<Socket>>,
 }
 
 impl Builder {
@@ -63,14 +76,14 @@ impl Builder {
         Self {
             datapath,
             ports: Vec::new(),
-            dispatch: Dispatch::Auto,
-            workers: None,
+            shape: Shape::default(),
             install: InstallPolicy::default(),
             limits: Limits::default(),
             flow_idle: Duration::from_secs(10),
             sweep_interval: Duration::from_secs(1),
             keep: false,
             takeover: false,
+            inherited: Vec::new(),
         }
     }
 
@@ -86,16 +99,9 @@ impl Builder {
         self
     }
 
-    /// Dispatch mode; default per-CPU where the kernel has it.
-    pub fn dispatch(mut self, wanted: Dispatch) -> Self {
-        self.dispatch = wanted;
-        self
-    }
-
-    /// Number of worker threads, from 1; default one for each CPU this process may use. Limited by
-    /// [`Limits::workers_max`] and, in per-CPU mode, by the number of sockets.
-    pub fn workers(mut self, workers: usize) -> Self {
-        self.workers = Some(workers);
+    /// What to receive with.
+    pub fn shape(mut self, shape: Shape) -> Self {
+        self.shape = shape;
         self
     }
 
@@ -135,10 +141,20 @@ impl Builder {
         self
     }
 
+    /// Takes over the upcall sockets of a predecessor ([`Dispatcher::hand_over`]): what is queued in
+    /// them is served, then they are closed. The datapath must be the one they served.
+    pub fn inherit(mut self, sockets: Vec<Socket>) -> Self {
+        self.inherited = sockets.into_iter().map(Arc::new).collect();
+        self
+    }
+
     /// Opens or creates the datapath, negotiates the dispatch mode, sets up sockets and ports, and
     /// begins to hand upcalls to `handler`.
     ///
-    /// Must be called on a tokio runtime, in the network namespace of the datapath.
+    /// Must be called on a tokio runtime, all of whose threads are in the network namespace of the
+    /// datapath: sockets are opened in that of the thread that happens to run. (A process that has not
+    /// called `setns` or `unshare` has nothing to think of; one that has, uses a current-thread runtime
+    /// made after it.) Dropping the future before it is ready may leave behind what was created.
     ///
     /// # Errors
     ///

@@ -3,16 +3,18 @@
 //! The mode is chosen once, when the dispatcher starts; everything else sees a set of sockets and asks
 //! [`Delivery`] for what depends on the mode.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use netlink_io::Socket;
 use ovs_datapath::{Control, ControlError};
+use ovs_features::Decision;
 use ovs_wire::datapath::{Datapath, UserFeatures};
 use ovs_wire::vport::Vport;
 use rustix::io::Errno;
 use tokio::sync::Mutex;
+use upcall_core::LedgerSnapshot;
 
 use crate::worker::Worker;
 use crate::{DispatchMode, Error};
@@ -29,6 +31,7 @@ pub(crate) struct Delivery {
     sockets: std::sync::Mutex<Vec<Arc<Socket>>>,
     /// Losses of sockets that are closed.
     retired_drops: AtomicU64,
+    decision: Decision,
 }
 
 /// What is kept for each port.
@@ -46,12 +49,14 @@ impl Delivery {
         sockets: Vec<Arc<Socket>>,
         cpu_to_worker: impl Fn(usize) -> usize,
         recv_buffer_bytes: usize,
+        decision: Decision,
     ) -> Self {
         for (cpu, socket) in sockets.iter().enumerate() {
             workers[cpu_to_worker(cpu)].serve(socket.clone()).await;
         }
         let table = sockets.iter().map(|s| s.port_id()).collect();
-        Self::new(workers, PerPort::Nothing, table, sockets, recv_buffer_bytes)
+        let by_port = PerPort::Nothing;
+        Self::new(workers, by_port, table, sockets, recv_buffer_bytes, decision)
     }
 
     /// Delivery by port: sockets are made as ports come. `spares` take the upcalls of a kernel that
@@ -61,6 +66,7 @@ impl Delivery {
         spares: Vec<Arc<Socket>>,
         table_len: usize,
         recv_buffer_bytes: usize,
+        decision: Decision,
     ) -> Self {
         for (socket, worker) in spares.iter().zip(workers.iter().cycle()) {
             worker.serve(socket.clone()).await;
@@ -68,7 +74,7 @@ impl Delivery {
         let ids = spares.iter().map(|s| s.port_id()).cycle();
         let table = ids.take(table_len).collect();
         let by_port = PerPort::Sockets(Mutex::default());
-        Self::new(workers, by_port, table, spares, recv_buffer_bytes)
+        Self::new(workers, by_port, table, spares, recv_buffer_bytes, decision)
     }
 
     fn new(
@@ -77,6 +83,7 @@ impl Delivery {
         table: Vec<u32>,
         sockets: Vec<Arc<Socket>>,
         recv_buffer_bytes: usize,
+        decision: Decision,
     ) -> Self {
         Self {
             workers,
@@ -85,6 +92,33 @@ impl Delivery {
             table,
             sockets: sockets.into(),
             retired_drops: AtomicU64::new(0),
+            decision,
+        }
+    }
+
+    /// The same, for reasons that were found later.
+    pub(crate) fn because(self, decision: Decision) -> Self {
+        Self { decision, ..self }
+    }
+
+    /// Why this mode.
+    pub(crate) fn reason(&self) -> String {
+        self.decision.reason()
+    }
+
+    /// Reads these sockets too, although the kernel was not told of them by us.
+    pub(crate) async fn read_too(&self, sockets: &[Arc<Socket>]) {
+        for (socket, worker) in sockets.iter().zip(self.workers.iter().cycle()) {
+            worker.serve(socket.clone()).await;
+        }
+        self.lock_sockets().extend_from_slice(sockets);
+    }
+
+    /// Reads these sockets empty and closes them.
+    pub(crate) async fn retire(&self, sockets: &[Arc<Socket>]) {
+        for (socket, worker) in sockets.iter().zip(self.workers.iter().cycle()) {
+            worker.retire(socket.port_id()).await;
+            self.forget(socket);
         }
     }
 
@@ -117,22 +151,25 @@ impl Delivery {
             && table.is_none_or(|reported| self.table.starts_with(reported))
     }
 
-    /// Lets go of the port ids: whoever gets them next must not receive this datapath's upcalls.
-    pub(crate) async fn release(
-        &self,
-        control: &Control,
-        dp: &Datapath,
-    ) -> Result<(), ControlError> {
-        for port in control.vports(dp.ifindex).await? {
-            control.set_vport_upcall_pid(dp.ifindex, port.port_no, 0).await?;
+    /// Lets go of the port ids: whoever gets them next must not receive this datapath's upcalls. The
+    /// features become what they were in `dp`. What cannot be undone is logged.
+    pub(crate) async fn release(&self, control: &Control, dp: &Datapath) {
+        let warn =
+            |err: ControlError| tracing::warn!(%err, "cannot take a socket out of the datapath");
+        for port in control.vports(dp.ifindex).await.unwrap_or_default() {
+            match control.set_vport_upcall_pid(dp.ifindex, port.port_no, 0).await {
+                Err(err) if !err.is(Errno::NODEV) => warn(err),
+                _ => {}
+            }
         }
-        let (features, per_cpu) = (UserFeatures::UNALIGNED, UserFeatures::DISPATCH_UPCALL_PER_CPU);
-        if !self.table.is_empty() {
-            control.set_datapath(dp, features | per_cpu, Some(&[0])).await?;
+        let per_cpu = dp.features | UserFeatures::DISPATCH_UPCALL_PER_CPU;
+        if !self.table.is_empty()
+            && let Err(err) = control.set_datapath(dp, per_cpu, Some(&[0])).await
+        {
+            warn(err);
         }
-        match self.mode() {
-            DispatchMode::PerCpu => Ok(()),
-            DispatchMode::PerVport => control.set_datapath(dp, features, None).await,
+        if let Err(err) = control.set_datapath(dp, dp.features, None).await {
+            warn(err);
         }
     }
 
@@ -142,8 +179,13 @@ impl Delivery {
         sockets.first().and_then(|s| s.mem_info().ok()).map_or(0, |m| m.recv_buffer_bytes as usize)
     }
 
-    pub(crate) fn workers(&self) -> &[Worker] {
-        &self.workers
+    pub(crate) fn worker_count(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Every socket there is.
+    pub(crate) fn sockets(&self) -> Vec<Arc<Socket>> {
+        self.lock_sockets().clone()
     }
 
     /// Makes ready for a port that is about to be added: gives the port id to add it with, and the
@@ -169,25 +211,44 @@ impl Delivery {
     }
 
     /// Brings sockets in line with the ports there are: a port without its socket gets it, a socket
-    /// without its port is read empty and closed. Port ids that someone else set are set right.
+    /// without its port is read empty and closed. Port ids that someone else set are set right. Gives the ports.
     pub(crate) async fn follow(
         &self,
         control: &Control,
         dp_ifindex: i32,
-        ports: &[Vport],
-    ) -> Result<(), Error> {
-        for port in ports {
-            let port_id = self.port_id_of(port.port_no).await?;
-            // Without the VPORT_PIDS feature the kernel tells the first id alone.
-            if port.upcall_pids.first() != Some(&port_id) || port.upcall_pids.len() > 1 {
-                match control.set_vport_upcall_pid(dp_ifindex, port.port_no, port_id).await {
-                    Err(err) if !err.is(Errno::NODEV) => return Err(err.into()),
-                    _ => {}
-                }
+    ) -> Result<Vec<Vport>, Error> {
+        let ports = control.vports(dp_ifindex).await?;
+        let mut failed = Ok(());
+        for port in &ports {
+            // One port that cannot be served must not keep the others from it.
+            if let Err(err) = self.serve_port(control, dp_ifindex, port).await {
+                failed = Err(err);
             }
         }
-        self.retire_gone(ports).await;
-        Ok(())
+        self.retire_gone(&ports).await;
+        failed.map(|()| ports)
+    }
+
+    async fn serve_port(
+        &self,
+        control: &Control,
+        dp_ifindex: i32,
+        port: &Vport,
+    ) -> Result<(), Error> {
+        let port_id = self.port_id_of(port.port_no).await?;
+        // Without the VPORT_PIDS feature the kernel tells the first id alone.
+        if port.upcall_pids == [port_id] {
+            return Ok(());
+        }
+        match control.set_vport_upcall_pid(dp_ifindex, port.port_no, port_id).await {
+            Err(err) if !err.is(Errno::NODEV) => Err(err.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Are these port ids of ours?
+    pub(crate) fn has(&self, port_id: u32) -> bool {
+        self.lock_sockets().iter().any(|socket| socket.port_id() == port_id)
     }
 
     /// Where a port's upcalls go in per-vport mode; opens its socket if it has none.
@@ -205,8 +266,8 @@ impl Delivery {
     async fn retire_gone(&self, ports: &[Vport]) {
         let PerPort::Sockets(by_port) = &self.by_port else { return };
         let mut by_port = by_port.lock().await;
-        let gone: Vec<u32> =
-            by_port.keys().filter(|no| !ports.iter().any(|p| p.port_no == **no)).copied().collect();
+        let there: HashSet<u32> = ports.iter().map(|port| port.port_no).collect();
+        let gone: Vec<u32> = by_port.keys().filter(|no| !there.contains(no)).copied().collect();
         for port_no in gone {
             if let Some((socket, worker)) = by_port.remove(&port_no) {
                 self.workers[worker].retire(socket.port_id()).await;
@@ -234,10 +295,19 @@ impl Delivery {
     }
 
     /// Reads all sockets empty and ends the workers.
-    pub(crate) async fn stop(self) {
-        for worker in self.workers {
+    pub(crate) async fn stop(&self) {
+        for worker in &self.workers {
             worker.stop().await;
         }
+    }
+
+    /// The workers' counters, added up.
+    pub(crate) fn ledger(&self) -> LedgerSnapshot {
+        let mut sum = LedgerSnapshot::default();
+        for worker in &self.workers {
+            sum += worker.ledger().snapshot();
+        }
+        sum
     }
 }
 

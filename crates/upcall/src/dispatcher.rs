@@ -1,29 +1,37 @@
 //! A running dispatcher.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use futures::FutureExt;
 use netlink_io::Socket;
 use ovs_datapath::{Control, Events, Links};
-use ovs_features::{DispatchMode, Finding, Support, cpu};
 use ovs_wire::datapath::{Datapath, DatapathStats};
 use ovs_wire::vport::Vport;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use upcall_core::LedgerSnapshot;
 
+use crate::assembly::Assembly;
 use crate::builder::Builder;
-use crate::delivery::{Delivery, open_socket};
+use crate::delivery::Delivery;
 use crate::keeper::{Keeper, to_ports};
 use crate::setup::{self, Created};
 use crate::shared::Shared;
 use crate::sweep::{self, Sweeper};
-use crate::worker::Worker;
-use crate::{Error, Failure, Handler, Info, LossByCause, Ports, Stats};
+use crate::{Error, Failure, Handler, Info, LossByCause, Ports, Shape, Stats};
+
+/// How long sockets that the kernel no longer names are still read. It swaps a table without waiting
+/// for CPUs that are in the middle of an upcall (`ovs_dp_set_upcall_portids`), which takes them less
+/// than a scheduler tick.
+const GRACE: Duration = Duration::from_millis(200);
 
 /// Receives and answers the upcalls of one datapath until it is stopped.
 ///
-/// Dropping it without [`Dispatcher::stop`] leaves the datapath as it is.
+/// Dropping it without [`Dispatcher::stop`] ends its threads and tasks and leaves the datapath as it
+/// is, with nobody to serve it.
 pub struct Dispatcher {
     control: Control,
     /// As it was at the start, counters included.
@@ -31,12 +39,27 @@ pub struct Dispatcher {
     /// Failed deliveries of all ports at the start.
     failed_before: u64,
     shared: Arc<Shared>,
-    delivery: Arc<Delivery>,
+    delivery: Arc<Mutex<Arc<Delivery>>>,
+    /// What deliveries that were replaced have done.
+    past: std::sync::Mutex<Past>,
     created: Created,
     keep: bool,
-    info: Info,
     tasks: Vec<JoinHandle<()>>,
-    failures: Mutex<mpsc::Receiver<Failure>>,
+}
+
+impl Drop for Dispatcher {
+    fn drop(&mut self) {
+        // With the tasks goes the last hold on the workers, which end when nobody commands them.
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Past {
+    ledger: LedgerSnapshot,
+    drops: u64,
 }
 
 impl Dispatcher {
@@ -51,8 +74,8 @@ impl Dispatcher {
         let events = Events::subscribe(&control)?;
         let (dp, created) = setup::open_or_create(&control, &builder).await?;
         let mut created = Created { datapath: created, ports: Vec::new() };
-        let started = Start { control: &control, dp: &dp, builder: &builder };
-        match started.assemble(handler, &mut created).await {
+        let start = Start { control: &control, dp: &dp, builder: &builder };
+        match start.assemble(handler, &mut created).await {
             Ok(parts) => Ok(Self::run(&builder, control, dp, created, parts, events)),
             Err(err) => {
                 created.remove(&control, &dp).await;
@@ -69,18 +92,21 @@ impl Dispatcher {
         parts: Parts,
         events: Events,
     ) -> Self {
-        let Parts { shared, delivery, info, failures, sweep_sockets, failed_before } = parts;
-        let delivery = Arc::new(delivery);
+        let Parts { shared, delivery, sweep_sockets, failed_before } = parts;
         let sweeper = Sweeper::new(shared.clone(), builder.flow_idle);
+        let retired = retire_after_grace(delivery.clone(), builder.inherited.clone());
+        let delivery = Arc::new(Mutex::new(delivery));
         let keeper = Keeper {
             control: control.clone(),
             dp: dp.clone(),
             shared: shared.clone(),
             delivery: delivery.clone(),
         };
+        let sweeping = sweeper.run(sweep_sockets, builder.sweep_interval);
         let tasks = vec![
-            tokio::spawn(sweeper.run(sweep_sockets, builder.sweep_interval)),
-            tokio::spawn(keeper.run(events)),
+            supervise("the sweep of the flow table", shared.clone(), sweeping),
+            supervise("the watch over the datapath", shared.clone(), keeper.run(events)),
+            tokio::spawn(retired),
         ];
         Self {
             control,
@@ -88,17 +114,25 @@ impl Dispatcher {
             failed_before,
             shared,
             delivery,
+            past: std::sync::Mutex::default(),
             created,
             keep: builder.keep,
-            info,
             tasks,
-            failures: Mutex::new(failures),
         }
     }
 
-    /// What it is.
-    pub fn info(&self) -> &Info {
-        &self.info
+    /// What it is now.
+    pub async fn info(&self) -> Info {
+        let delivery = self.delivery.lock().await;
+        Info {
+            datapath: self.dp.name.clone(),
+            kernel: ovs_features::kernel_release(),
+            mode: delivery.mode(),
+            reason: delivery.reason(),
+            workers: delivery.worker_count(),
+            created: self.created.datapath,
+            recv_buffer_bytes: delivery.recv_buffer_bytes(),
+        }
     }
 
     /// The datapath's ports now.
@@ -120,97 +154,174 @@ impl Dispatcher {
             lost: now.lost.saturating_sub(was.lost),
             flows: now.flows,
         };
-        let mut ledger = LedgerSnapshot::default();
-        for worker in self.delivery.workers() {
-            ledger += worker.ledger().snapshot();
-        }
-        let (sockets, full) = self.delivery.sockets_and_drops();
-        let failed = self.failed_deliveries().await?;
+        // None of a datapath that somebody deleted.
+        let vports = self.control.vports(self.dp.ifindex).await.unwrap_or_default();
+        let failed = failed_deliveries(&vports);
         let failed = failed.map(|now| now.saturating_sub(self.failed_before));
+        let delivery = self.delivery.lock().await;
+        let (sockets, drops) = delivery.sockets_and_drops();
+        let mut ledger = delivery.ledger();
+        let past = self.past();
+        ledger += past.ledger;
         Ok(Stats {
             ledger,
             kernel,
-            lost: LossByCause::classify(kernel.lost, failed, full),
+            lost: LossByCause::classify(kernel.lost, failed, drops + past.drops),
             sockets,
             ports: self.shared.ports.load().len(),
             flows_current: kernel.flows,
             repairs: self.shared.repairs.load(Ordering::Relaxed),
+            handler_panics: self.shared.handler_panics.load(Ordering::Relaxed),
         })
-    }
-
-    async fn failed_deliveries(&self) -> Result<Option<u64>, Error> {
-        Ok(failed_deliveries(&self.control.vports(self.dp.ifindex).await?))
     }
 
     /// Waits until the dispatcher can no longer do its work; for ever if all is well.
     pub async fn failed(&self) -> Failure {
-        match self.failures.lock().await.recv().await {
-            Some(failure) => failure,
-            None => std::future::pending().await,
+        let mut failure = self.shared.failure.subscribe();
+        match failure.wait_for(Option::is_some).await {
+            Ok(failure) => failure.clone().unwrap_or_else(|| unreachable!("waited for it")),
+            Err(_) => std::future::pending().await,
         }
     }
 
-    /// Stops: upcalls that were read are answered, what was created is removed unless it is to be
-    /// kept, and the sockets are closed. Gives the last reading of the counters.
+    /// Changes what the dispatcher receives with, under load, without losing an upcall: new sockets
+    /// are read, then the kernel is told of them, then the old ones are read empty and closed.
+    ///
+    /// A flow that has packets in an old and a new socket at that moment may be reordered.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::start`]; then all stays as it was.
+    pub async fn reshape(&self, shape: Shape) -> Result<(), Error> {
+        let mut current = self.delivery.lock().await;
+        let assembly =
+            Assembly { control: &self.control, dp: &self.dp, shared: &self.shared, shape };
+        let next = match assembly.deliver(&[]).await {
+            Ok(next) => next,
+            Err(err) => {
+                // A step that failed may have changed the datapath already.
+                current.follow(&self.control, self.dp.ifindex).await?;
+                current.assert(&self.control, &self.dp).await?;
+                return Err(err);
+            }
+        };
+        let old = std::mem::replace(&mut *current, Arc::new(next));
+        tokio::time::sleep(GRACE).await;
+        let (_, drops) = old.sockets_and_drops();
+        old.stop().await;
+        let mut past = self.past();
+        past.ledger += old.ledger();
+        past.drops += drops;
+        Ok(())
+    }
+
+    /// The sockets that the kernel sends upcalls to. Whoever holds them when this process ends, holds
+    /// the upcalls: see [`Dispatcher::hand_over`].
+    pub async fn sockets(&self) -> Vec<Arc<Socket>> {
+        self.delivery.lock().await.sockets()
+    }
+
+    /// Stops without a word to the kernel: upcalls go on queueing in the sockets, which a successor
+    /// must hold by now ([`Dispatcher::sockets`], [`Builder::inherit`]). Nothing is removed.
     ///
     /// # Errors
     ///
     /// When the kernel does not tell the datapath's counters; it is stopped in any case.
-    pub async fn stop(self) -> Result<Stats, Error> {
-        for task in &self.tasks {
-            task.abort();
+    pub async fn hand_over(mut self) -> Result<Stats, Error> {
+        self.end_tasks().await;
+        let stats = self.stats().await;
+        let delivery = self.delivery.lock().await.clone();
+        delivery.stop().await;
+        self.last_reading(stats, &delivery)
+    }
+
+    /// Stops: the kernel is told to send no more upcalls, those that are queued are answered, what was
+    /// created is removed unless it is to be kept, and the sockets are closed. Gives the last reading
+    /// of the counters. After [`Failure::TakenOver`] nothing is touched.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell the datapath's counters; it is stopped in any case.
+    pub async fn stop(mut self) -> Result<Stats, Error> {
+        self.end_tasks().await;
+        let stats = self.stats().await;
+        let delivery = self.delivery.lock().await.clone();
+        let ours = !self.shared.taken_over.load(Ordering::Relaxed);
+        if ours {
+            delivery.release(&self.control, &self.dp).await;
         }
-        let before = self.stats().await;
-        if self.keep {
-            self.release().await;
-        } else {
+        delivery.stop().await;
+        if ours && !self.keep {
             self.remove().await;
         }
-        let ledgers: Vec<_> = self.delivery.workers().iter().map(|w| w.ledger().clone()).collect();
-        self.join().await;
-        let mut stats = before?;
-        stats.ledger = LedgerSnapshot::default();
-        for ledger in ledgers {
-            stats.ledger += ledger.snapshot();
+        self.last_reading(stats, &delivery)
+    }
+
+    fn last_reading(
+        &self,
+        stats: Result<Stats, Error>,
+        delivery: &Delivery,
+    ) -> Result<Stats, Error> {
+        let mut ledger = delivery.ledger();
+        ledger += self.past().ledger;
+        stats.map(|stats| Stats { ledger, ..stats })
+    }
+
+    async fn end_tasks(&mut self) {
+        for task in self.tasks.drain(..) {
+            task.abort();
+            let _ = task.await;
         }
-        Ok(stats)
     }
 
     /// Removes what was created; on a datapath that was there before, also the flows, which nobody
     /// revalidates from now on.
     async fn remove(&self) {
         if !self.created.datapath {
-            if let Err(err) = self.control.delete_flow(self.dp.ifindex, None).await {
-                tracing::warn!(%err, "cannot remove the flows");
-            }
-            self.release().await;
+            flush(&self.control, &self.dp).await;
         }
         self.created.remove(&self.control, &self.dp).await;
     }
 
-    async fn release(&self) {
-        if let Err(err) = self.delivery.release(&self.control, &self.dp).await {
-            tracing::warn!(%err, "cannot take our sockets out of the datapath");
-        }
+    fn past(&self) -> std::sync::MutexGuard<'_, Past> {
+        self.past.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
 
-    async fn join(self) {
-        for task in self.tasks {
-            let _ = task.await;
-        }
-        // The tasks that shared it are gone.
-        if let Ok(delivery) = Arc::try_unwrap(self.delivery) {
-            delivery.stop().await;
-        }
+async fn flush(control: &Control, dp: &Datapath) {
+    if let Err(err) = control.delete_flow(dp.ifindex, None).await {
+        tracing::warn!(%err, "cannot remove the flows");
+    }
+}
+
+/// Runs a task that must not end; that it does is a failure.
+fn supervise(
+    what: &'static str,
+    shared: Arc<Shared>,
+    task: impl Future<Output = ()> + Send + 'static,
+) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let why = match AssertUnwindSafe(task).catch_unwind().await {
+            Ok(()) => "it came to an end",
+            Err(_) => "it panicked",
+        };
+        shared.fail(Failure::TaskEnded { what, why });
+    })
+}
+
+/// Reads the sockets of a predecessor until nothing can come any more.
+async fn retire_after_grace(delivery: Arc<Delivery>, inherited: Vec<Arc<Socket>>) {
+    if !inherited.is_empty() {
+        tokio::time::sleep(GRACE).await;
+        delivery.retire(&inherited).await;
+        tracing::info!(sockets = inherited.len(), "inherited sockets read empty and closed");
     }
 }
 
 /// What a start produces.
 struct Parts {
     shared: Arc<Shared>,
-    delivery: Delivery,
-    info: Info,
-    failures: mpsc::Receiver<Failure>,
+    delivery: Arc<Delivery>,
     sweep_sockets: [Arc<Socket>; 2],
     failed_before: u64,
 }
@@ -228,101 +339,58 @@ impl Start<'_> {
         handler: Box<dyn Handler>,
         created: &mut Created,
     ) -> Result<Parts, Error> {
-        let (failed, failures) = mpsc::channel(1);
-        let families = self.control.families();
+        let Self { control, dp, builder } = *self;
+        let families = control.families();
         let shared = Shared::new(
             handler,
-            self.dp.ifindex,
+            dp.ifindex,
             families.packet.id,
             families.flow.id,
-            self.builder.install,
-            self.builder.limits,
-            failed,
+            builder.install,
+            builder.limits,
         );
         let sweep_sockets = sweep::open_sockets()?;
-        let (mode, findings) = setup::survey(self.control, self.dp, self.builder.dispatch).await?;
-        let (delivery, findings) = self.deliver(&shared, mode, findings).await?;
-        self.add_ports(&delivery, created).await?;
-        let vports = self.control.vports(self.dp.ifindex).await?;
+        let vports = control.vports(dp.ifindex).await?;
         let failed_before = failed_deliveries(&vports).unwrap_or(0);
-        delivery.follow(self.control, self.dp.ifindex, &vports).await?;
-        shared.set_ports(to_ports(vports));
-        let info = self.info(&delivery, created, findings.last());
-        Ok(Parts { shared, delivery, info, failures, sweep_sockets, failed_before })
-    }
-
-    fn info(&self, delivery: &Delivery, created: &Created, decided: Option<&Finding>) -> Info {
-        Info {
-            datapath: self.dp.name.clone(),
-            kernel: ovs_features::kernel_release(),
-            mode: delivery.mode(),
-            reason: decided.map_or_else(String::new, |f| f.evidence.clone()),
-            workers: delivery.workers().len(),
-            created: created.datapath,
-            recv_buffer_bytes: delivery.recv_buffer_bytes(),
-        }
-    }
-
-    /// Sets up the sockets of a mode. Per-CPU can still turn out to be refused.
-    async fn deliver(
-        &self,
-        shared: &Arc<Shared>,
-        mode: DispatchMode,
-        mut findings: Vec<Finding>,
-    ) -> Result<(Delivery, Vec<Finding>), Error> {
-        if mode == DispatchMode::PerCpu {
-            let sockets = self.open_per_cpu_sockets()?;
-            let table: Vec<u32> = sockets.iter().map(|s| s.port_id()).collect();
-            let finding = ovs_features::enable_per_cpu(self.control, self.dp, &table).await?;
-            let taken = finding.support == Support::Available;
-            findings.push(finding);
-            if taken {
-                return Ok((self.per_cpu(shared, sockets).await?, findings));
-            }
-        }
-        let workers = self.start_workers(shared, usize::MAX)?;
-        let has_table = findings.iter().all(|f| f.support == Support::Available);
-        let bytes = self.builder.limits.recv_buffer_bytes;
-        let spares = if has_table { workers.len() } else { 0 };
-        let spares = (0..spares).map(|_| open_socket(bytes)).collect::<Result<_, _>>()?;
-        let delivery = Delivery::per_vport(workers, spares, table_len()?, bytes).await;
-        delivery.assert(self.control, self.dp).await?;
-        Ok((delivery, findings))
-    }
-
-    fn open_per_cpu_sockets(&self) -> Result<Vec<Arc<Socket>>, Error> {
-        (0..table_len()?).map(|_| open_socket(self.builder.limits.recv_buffer_bytes)).collect()
-    }
-
-    async fn per_cpu(
-        &self,
-        shared: &Arc<Shared>,
-        sockets: Vec<Arc<Socket>>,
-    ) -> Result<Delivery, Error> {
-        let usable = usable_cpus()?;
-        let workers = self.start_workers(shared, sockets.len())?;
-        let count = workers.len();
-        // A CPU's worker is the one that runs on it, where there is one.
-        let cpu_to_worker =
-            |cpu: usize| usable.iter().position(|c| *c == cpu).unwrap_or(cpu) % count;
-        let bytes = self.builder.limits.recv_buffer_bytes;
-        Ok(Delivery::per_cpu(workers, sockets, cpu_to_worker, bytes).await)
-    }
-
-    /// Starts the workers; one for each usable CPU stays on its CPU, fewer or more run anywhere.
-    fn start_workers(&self, shared: &Arc<Shared>, sockets: usize) -> Result<Vec<Worker>, Error> {
-        let usable = usable_cpus()?;
-        let wanted = self.builder.workers.unwrap_or(usable.len());
-        let count = wanted.min(self.builder.limits.workers_max).min(sockets).max(1);
-        let pinned = count == usable.len();
-        (0..count).map(|i| Worker::start(i, pinned.then(|| usable[i]), shared.clone())).collect()
-    }
-
-    async fn add_ports(&self, delivery: &Delivery, created: &mut Created) -> Result<(), Error> {
         let links = Links::open()?;
+        // What can be refused is found out before anything is changed.
+        for name in &builder.ports {
+            setup::check_port(control, &links, dp, name).await?;
+        }
+        let assembly = Assembly { control, dp, shared: &shared, shape: builder.shape };
+        let delivery = assembly.deliver(&builder.inherited).await?;
+        if let Err(err) = self.connect(&links, &shared, &delivery, created).await {
+            delivery.release(control, dp).await;
+            delivery.stop().await;
+            return Err(err);
+        }
+        let delivery = Arc::new(delivery);
+        Ok(Parts { shared, delivery, sweep_sockets, failed_before })
+    }
+
+    /// Adds the ports, and opens the gate once the handler knows them: what comes before, queues.
+    async fn connect(
+        &self,
+        links: &Links,
+        shared: &Shared,
+        delivery: &Delivery,
+        created: &mut Created,
+    ) -> Result<(), Error> {
+        self.add_ports(links, delivery, created).await?;
+        shared.set_ports(to_ports(delivery.follow(self.control, self.dp.ifindex).await?));
+        shared.open.send_replace(true);
+        Ok(())
+    }
+
+    async fn add_ports(
+        &self,
+        links: &Links,
+        delivery: &Delivery,
+        created: &mut Created,
+    ) -> Result<(), Error> {
         for name in &self.builder.ports {
             let (port_id, socket) = delivery.before_port()?;
-            let added = setup::add_port(self.control, &links, self.dp, name, port_id).await?;
+            let added = setup::add_port(self.control, links, self.dp, name, port_id).await?;
             if let Some(port) = added {
                 created.ports.push(port.port_no);
                 delivery.port_added(port.port_no, socket).await;
@@ -335,12 +403,4 @@ impl Start<'_> {
 /// Deliveries that failed, over all ports; `None` on kernels that do not count them.
 fn failed_deliveries(ports: &[Vport]) -> Option<u64> {
     ports.iter().map(|port| port.upcall_stats.map(|stats| stats.fail)).sum()
-}
-
-fn usable_cpus() -> Result<Vec<usize>, Error> {
-    cpu::usable().map_err(Error::system("read this process's CPU affinity"))
-}
-
-fn table_len() -> Result<usize, Error> {
-    cpu::table_len().map_err(Error::system("count the CPUs of this host"))
 }

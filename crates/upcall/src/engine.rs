@@ -34,7 +34,7 @@ pub(crate) struct Engine {
     buf: Vec<u8>,
     mask: Vec<u8>,
     hasher: foldhash::quality::RandomState,
-    epoch: Instant,
+    started: Instant,
     now_us: u64,
 }
 
@@ -53,6 +53,8 @@ pub(crate) struct Source<'a> {
     pub(crate) port_id: u32,
     /// Its flows that wait to be installed.
     pub(crate) plan: &'a mut InstallPlan,
+    /// The epoch of decisions that the plan's installs are from ([`Shared::epoch`]).
+    pub(crate) epoch: &'a mut u64,
 }
 
 impl Engine {
@@ -66,7 +68,7 @@ impl Engine {
             buf: vec![0; DATAGRAM_MAX],
             mask: Vec::with_capacity(512),
             hasher: foldhash::quality::RandomState::default(),
-            epoch: Instant::now(),
+            started: Instant::now(),
             now_us: 0,
         }
     }
@@ -87,8 +89,9 @@ impl Engine {
         mut source: Source<'_>,
         mut recv: impl FnMut(&mut [u8]) -> io::Result<Option<Datagram>>,
     ) -> io::Result<Round> {
-        self.now_us = self.epoch.elapsed().as_micros() as u64;
+        self.now_us = self.started.elapsed().as_micros() as u64;
         self.verdict.ports = self.shared.ports.load_full();
+        self.follow_epoch(&mut source);
         let mut buf = std::mem::take(&mut self.buf);
         let mut round = Round { drained: false, received: 0 };
         let mut failed = None;
@@ -109,16 +112,26 @@ impl Engine {
             }
         }
         self.buf = buf;
-        self.end_round(source.plan);
+        self.end_round(&mut source, round.drained);
         failed.map_or(Ok(round), Err)
     }
 
-    fn end_round(&mut self, plan: &mut InstallPlan) {
+    fn end_round(&mut self, source: &mut Source<'_>, drained: bool) {
+        self.follow_epoch(source);
         let (ledger, batch) = (&self.ledger, &mut self.batch);
-        let end = plan.end_round(self.now_us, |message| batch.put(ledger, message));
+        let end = source.plan.end_round(self.now_us, drained, |message| batch.put(ledger, message));
         ledger.install_deferrals.add(end.deferred);
         ledger.install_forced.add(end.forced);
         batch.flush(ledger);
+    }
+
+    /// Gives up installs that were decided before something was learned that may make them wrong.
+    fn follow_epoch(&self, source: &mut Source<'_>) {
+        let epoch = self.shared.epoch();
+        if *source.epoch != epoch {
+            *source.epoch = epoch;
+            source.plan.clear();
+        }
     }
 
     fn datagram(&mut self, source: &mut Source<'_>, datagram: Datagram, buf: &[u8]) {
@@ -172,14 +185,20 @@ impl Engine {
             return;
         }
         if self.verdict.revalidate {
-            self.shared.sweep_now.notify_one();
+            self.shared.revalidate();
         }
         self.execute(source.port_id, upcall.wire);
         if let Some(fields) = self.verdict.install
             && upcall.kind() == UpcallKind::Miss
+            && self.knows(upcall.in_port())
         {
             self.install(source.plan, upcall.wire, fields);
         }
+    }
+
+    /// A verdict about a port that the handler was not told of yet is good for one packet alone.
+    fn knows(&self, port: Option<u32>) -> bool {
+        port.is_none_or(|number| self.verdict.ports.by_number(number).is_some())
     }
 
     fn execute(&mut self, port_id: u32, upcall: &packet::Upcall<'_>) {

@@ -44,7 +44,9 @@ pub enum Error {
         name: String,
     },
     /// Another process listens to the datapath's upcalls.
-    #[error("datapath '{name}' is served by {owner}: stop it first, or choose another datapath")]
+    #[error(
+        "datapath '{name}' is served by {owner}: stop it first, choose another datapath, or take it over with --takeover"
+    )]
     Served {
         /// The datapath.
         name: String,
@@ -109,6 +111,22 @@ pub enum Failure {
         /// Who did it, as far as it could be found.
         by: String,
     },
+    /// Another process serves the datapath now. Stopping leaves it to that process.
+    #[error("datapath '{name}' was taken over by {by}")]
+    TakenOver {
+        /// Its name.
+        name: String,
+        /// Who did it, as far as it could be found.
+        by: String,
+    },
+    /// A task that must run as long as the dispatcher does has ended.
+    #[error("{what} ended: {why}")]
+    TaskEnded {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        why: &'static str,
+    },
     /// A worker thread ended.
     #[error("worker {worker} ended: {why}")]
     WorkerEnded {
@@ -144,9 +162,10 @@ impl Error {
             Self::BadName { .. } | Self::NoInterface { .. } | Self::InterfaceUnusable { .. } => {
                 ErrorKind::Usage
             }
-            Self::NameTaken { .. } | Self::Served { .. } | Self::InterfaceInUse { .. } => {
-                ErrorKind::Conflict
-            }
+            Self::NameTaken { .. }
+            | Self::Served { .. }
+            | Self::InterfaceInUse { .. }
+            | Self::Failed(Failure::TakenOver { .. }) => ErrorKind::Conflict,
             Self::System { .. } | Self::Control(_) | Self::Failed(_) => ErrorKind::Other,
         }
     }

@@ -39,12 +39,13 @@
 //!
 //! # async fn run() -> Result<(), upcall::Error> {
 //! let dispatcher = Dispatcher::builder("dp0").port("veth0").port("veth1").start(Hub).await?;
-//! println!("{}", dispatcher.info().reason);
+//! println!("{}", dispatcher.info().await.reason);
 //! dispatcher.stop().await?;
 //! # Ok(())
 //! # }
 //! ```
 
+mod assembly;
 mod batch;
 mod builder;
 mod delivery;
@@ -61,10 +62,11 @@ mod stats;
 mod sweep;
 mod worker;
 
-pub use builder::{Builder, InstallPolicy, Limits};
+pub use builder::{Builder, InstallPolicy, Limits, Shape};
 pub use dispatcher::Dispatcher;
 pub use error::{Error, ErrorKind, Failure};
 pub use handler::{Fate, FlowView, Handler, Upcall, Verdict};
+pub use netlink_io::Socket;
 pub use ovs_features as features;
 pub use ovs_features::{DispatchMode, Wanted as Dispatch};
 pub use ovs_wire::action::{Action, ActionBuf};

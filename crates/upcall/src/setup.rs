@@ -1,7 +1,9 @@
 //! From options to a datapath that is ours: each step checked, each undone if a later one fails.
 
+use std::sync::Arc;
+
+use netlink_io::Socket;
 use ovs_datapath::{Control, ControlError, Link, Links, live_port_ids, socket_owner};
-use ovs_features::{DispatchMode, Finding, Wanted};
 use ovs_wire::datapath::{Datapath, NAME_LEN_MAX, UserFeatures};
 use ovs_wire::vport::{Vport, VportType};
 use rustix::io::Errno;
@@ -67,14 +69,18 @@ pub(crate) async fn open_or_create(
     let name = &builder.datapath;
     if let Some(dp) = control.datapath(name).await? {
         if !builder.takeover {
-            refuse_if_served(control, &dp).await?;
+            refuse_if_served(control, &dp, &builder.inherited).await?;
         }
         return Ok((dp, false));
     }
     match control.create_datapath(name, UserFeatures::UNALIGNED).await {
         Ok(dp) => Ok((dp, true)),
         Err(err) if err.is(Errno::EXIST) || err.is(Errno::BUSY) => {
-            Err(Error::NameTaken { name: name.clone() })
+            match control.datapath(name).await? {
+                // Made by somebody else since it was looked up.
+                Some(_) => Err(Error::Served { name: name.clone(), owner: "its creator".into() }),
+                None => Err(Error::NameTaken { name: name.clone() }),
+            }
         }
         Err(err) => Err(err.into()),
     }
@@ -82,7 +88,12 @@ pub(crate) async fn open_or_create(
 
 /// The kernel knows no owner of a datapath, but a socket that its upcalls go to and that is alive has
 /// one. (Kernels from 5.15 to 6.0 do not report the per-CPU table: there only ports tell.)
-async fn refuse_if_served(control: &Control, dp: &Datapath) -> Result<(), Error> {
+/// Sockets that we inherited are no one else's.
+async fn refuse_if_served(
+    control: &Control,
+    dp: &Datapath,
+    inherited: &[Arc<Socket>],
+) -> Result<(), Error> {
     let mut targets = dp.per_cpu_pids.clone().unwrap_or_default();
     if !dp.features.contains(UserFeatures::DISPATCH_UPCALL_PER_CPU) {
         targets.clear();
@@ -91,7 +102,8 @@ async fn refuse_if_served(control: &Control, dp: &Datapath) -> Result<(), Error>
     }
     let live = live_port_ids().map_err(Error::system("read /proc/net/netlink"))?;
     // Port id 0 is the kernel's own socket, always alive; as a target it means: no socket.
-    let mut targets = targets.iter().filter(|id| **id != 0);
+    let ours = |id: u32| id == 0 || inherited.iter().any(|socket| socket.port_id() == id);
+    let mut targets = targets.iter().filter(|id| !ours(**id));
     let Some((port_id, inode)) = targets.find_map(|id| Some((id, live.get(id)?))) else {
         return Ok(());
     };
@@ -102,18 +114,33 @@ async fn refuse_if_served(control: &Control, dp: &Datapath) -> Result<(), Error>
     Err(Error::Served { name: dp.name.clone(), owner })
 }
 
-/// Finds out which mode to try.
-pub(crate) async fn survey(
+/// What an interface is to a datapath.
+pub(crate) enum Candidate {
+    /// A port of it already.
+    Port,
+    /// It can be made one.
+    Free(Link),
+}
+
+/// Looks whether an interface can become a port; changes nothing.
+pub(crate) async fn check_port(
     control: &Control,
+    links: &Links,
     dp: &Datapath,
-    wanted: Wanted,
-) -> Result<(DispatchMode, Vec<Finding>), Error> {
-    let findings = ovs_features::survey(control, dp).await?;
-    let decision = ovs_features::choose(wanted, findings);
-    if wanted == Wanted::PerCpu && decision.mode == DispatchMode::PerVport {
-        return Err(Error::NoPerCpu { reason: decision.reason() });
+    name: &str,
+) -> Result<Candidate, Error> {
+    let Some(link) = links.by_name(name).await? else {
+        return Err(Error::NoInterface { name: name.to_owned() });
+    };
+    if link.loopback {
+        let why = "it is a loopback device".to_owned();
+        return Err(Error::InterfaceUnusable { name: name.to_owned(), why });
     }
-    Ok((decision.mode, decision.findings))
+    match owner_of(control, links, &link).await? {
+        Some((index, _)) if index == dp.ifindex.cast_unsigned() => Ok(Candidate::Port),
+        Some((_, by)) => Err(Error::InterfaceInUse { name: name.to_owned(), by }),
+        None => Ok(Candidate::Free(link)),
+    }
 }
 
 /// Adds an interface as a port, or gives `None` if it is one already.
@@ -124,15 +151,9 @@ pub(crate) async fn add_port(
     name: &str,
     upcall_pid: u32,
 ) -> Result<Option<Vport>, Error> {
-    let Some(link) = links.by_name(name).await? else {
-        return Err(Error::NoInterface { name: name.to_owned() });
+    let Candidate::Free(link) = check_port(control, links, dp, name).await? else {
+        return Ok(None);
     };
-    if let Some(owner) = owner_of(control, links, &link).await? {
-        if owner.0 == dp.ifindex.cast_unsigned() {
-            return Ok(None);
-        }
-        return Err(Error::InterfaceInUse { name: name.to_owned(), by: owner.1 });
-    }
     match control.add_vport(dp, VportType::Netdev, name, None, upcall_pid).await {
         Ok(port) => {
             if !link.up {
@@ -140,7 +161,7 @@ pub(crate) async fn add_port(
             }
             Ok(Some(port))
         }
-        Err(err) => Err(explain_refused_port(name, &link, err)),
+        Err(err) => Err(explain_refused_port(name, err)),
     }
 }
 
@@ -163,15 +184,12 @@ async fn owner_of(
     Ok(Some((index, format!("{kind} '{}'", controller.name))))
 }
 
-fn explain_refused_port(name: &str, link: &Link, err: ControlError) -> Error {
+fn explain_refused_port(name: &str, err: ControlError) -> Error {
     let name = name.to_owned();
     match err.errno().map(Errno::from_raw_os_error) {
         Some(Errno::NODEV) => Error::NoInterface { name },
         Some(Errno::EXIST | Errno::BUSY) => {
             Error::InterfaceInUse { name, by: "another datapath or device".to_owned() }
-        }
-        Some(Errno::INVAL) if link.loopback => {
-            Error::InterfaceUnusable { name, why: "it is a loopback device".to_owned() }
         }
         Some(Errno::INVAL) => {
             let why = "it is not an Ethernet device, or it is a datapath's own".to_owned();

@@ -1,10 +1,11 @@
 //! What the workers, the sweeper and the port keeper of one dispatcher share.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, watch};
 
 use crate::{Failure, Handler, InstallPolicy, Limits, Ports};
 
@@ -20,14 +21,22 @@ pub(crate) struct Shared {
     pub(crate) ports: ArcSwap<Ports>,
     /// Wakes the sweeper.
     pub(crate) sweep_now: Notify,
+    /// Counts the times that decisions made before may have become wrong.
+    epoch: AtomicU64,
+    /// May upcalls be read? Not before the handler knows the ports.
+    pub(crate) open: watch::Sender<bool>,
+    /// Calls of the handler outside of upcalls that panicked.
+    pub(crate) handler_panics: AtomicU64,
+    /// Somebody else serves the datapath now.
+    pub(crate) taken_over: AtomicBool,
     /// Flows on the datapath at the last sweep.
     pub(crate) flows_current: AtomicU64,
     /// Flows that may still be installed before the next sweep counts anew.
     flow_room: AtomicI64,
     /// Times that features or table were set right after somebody changed them.
     pub(crate) repairs: AtomicU64,
-    /// Takes the first failure; a second one has nobody left to tell.
-    pub(crate) failures: mpsc::Sender<Failure>,
+    /// The first failure; a second one changes nothing.
+    pub(crate) failure: watch::Sender<Option<Failure>>,
 }
 
 impl Shared {
@@ -38,7 +47,6 @@ impl Shared {
         flow_family: u16,
         install: InstallPolicy,
         limits: Limits,
-        failures: mpsc::Sender<Failure>,
     ) -> Arc<Self> {
         Arc::new(Self {
             handler,
@@ -52,14 +60,40 @@ impl Shared {
             flows_current: AtomicU64::new(0),
             flow_room: AtomicI64::new(limits.flows_max.cast_signed()),
             repairs: AtomicU64::new(0),
-            failures,
+            epoch: AtomicU64::new(0),
+            open: watch::Sender::new(false),
+            handler_panics: AtomicU64::new(0),
+            taken_over: AtomicBool::new(false),
+            failure: watch::Sender::new(None),
         })
     }
 
     /// Publishes a new snapshot of the ports, to the handler first.
     pub(crate) fn set_ports(&self, ports: Ports) {
-        self.handler.ports_changed(&ports);
+        self.guarded(|handler| handler.ports_changed(&ports));
         self.ports.store(Arc::new(ports));
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Decisions made before may be wrong now: installs that wait are given up, flows are looked at.
+    pub(crate) fn revalidate(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+        self.sweep_now.notify_one();
+    }
+
+    /// Changes whenever decisions made before may have become wrong.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// Calls the handler; `None`, counted, if it panics.
+    pub(crate) fn guarded<T>(&self, call: impl FnOnce(&dyn Handler) -> T) -> Option<T> {
+        let result = catch_unwind(AssertUnwindSafe(|| call(&*self.handler))).ok();
+        if result.is_none() {
+            self.handler_panics.fetch_add(1, Ordering::Relaxed);
+            tracing::error!("the handler panicked outside of an upcall");
+        }
+        result
     }
 
     /// Takes room for one flow; `false` if the limit is reached.
@@ -77,6 +111,10 @@ impl Shared {
     /// Reports what ends the dispatcher.
     pub(crate) fn fail(&self, failure: Failure) {
         tracing::error!(%failure, "dispatcher failed");
-        let _ = self.failures.try_send(failure);
+        self.failure.send_if_modified(|first| {
+            let is_first = first.is_none();
+            first.get_or_insert(failure);
+            is_first
+        });
     }
 }

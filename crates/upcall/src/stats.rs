@@ -5,7 +5,7 @@ use upcall_core::LedgerSnapshot;
 
 use crate::DispatchMode;
 
-/// What a dispatcher is; fixed when it starts.
+/// What a dispatcher is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Info {
@@ -43,6 +43,8 @@ pub struct Stats {
     pub flows_current: u64,
     /// Times that features or table were set right after somebody changed them.
     pub repairs: u64,
+    /// Calls of the handler outside of upcalls that panicked.
+    pub handler_panics: u64,
 }
 
 impl Stats {
@@ -72,13 +74,14 @@ pub struct LossByCause {
 impl LossByCause {
     /// Tells causes apart: `lost` of the datapath, `failed` deliveries of all ports on kernels that
     /// count them, `full` drops of our sockets. The counters are read one after the other, so that a
-    /// difference can be negative for a moment; then it counts as 0.
+    /// difference can be negative for a moment; then it counts as 0. The count of a port that is gone
+    /// is gone with it, so `failed` is at least `full`.
     pub(crate) fn classify(lost: u64, failed: Option<u64>, full: u64) -> Self {
         match failed {
             Some(failed) => Self {
                 full,
                 dead: failed.saturating_sub(full),
-                no_socket: lost.saturating_sub(failed),
+                no_socket: lost.saturating_sub(failed.max(full)),
                 unclassified: 0,
             },
             None => Self { full, unclassified: lost.saturating_sub(full), ..Self::default() },
@@ -94,6 +97,8 @@ mod tests {
     fn causes_follow_from_three_counters() {
         let new = LossByCause::classify(10, Some(7), 4);
         assert_eq!((new.full, new.dead, new.no_socket, new.unclassified), (4, 3, 3, 0));
+        let port_gone = LossByCause::classify(10, Some(0), 10);
+        assert_eq!((port_gone.full, port_gone.no_socket), (10, 0));
         let old = LossByCause::classify(10, None, 4);
         assert_eq!((old.full, old.dead, old.no_socket, old.unclassified), (4, 0, 0, 6));
     }

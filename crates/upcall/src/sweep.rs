@@ -19,7 +19,7 @@ use ovs_wire::nl::{
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::shared::Shared;
-use crate::{Error, Fate, FlowView, Ports};
+use crate::{Error, Fate, FlowView, Handler, Ports};
 
 /// Deletions are sent once they take this many bytes.
 const DELETE_BYTES_MAX: usize = 16 << 10;
@@ -30,6 +30,9 @@ const PIECE_LIMIT: Duration = Duration::from_secs(5);
 /// Shortest time between two sweeps: a storm of moving addresses must not turn into sweeps alone.
 const SWEEP_GAP: Duration = Duration::from_millis(20);
 
+/// Pause after a sweep as a multiple of its length, so that sweeps take a fifth of a CPU at most.
+const SWEEP_SHARE: u32 = 4;
+
 /// Reads the flow table at intervals and when asked to.
 pub(crate) struct Sweeper {
     shared: Arc<Shared>,
@@ -37,6 +40,9 @@ pub(crate) struct Sweeper {
     /// First sight of flows that have matched nothing yet, by key; made anew in each sweep.
     unused_since_ms: HashMap<u64, u64>,
     hasher: foldhash::quality::RandomState,
+    /// The first sweep only shows the handler what there is: a flow of an earlier run may come before
+    /// the one that teaches its destination.
+    first: bool,
 }
 
 /// What one sweep found.
@@ -50,7 +56,7 @@ struct Found {
 impl Sweeper {
     pub(crate) fn new(shared: Arc<Shared>, flow_idle: Duration) -> Self {
         let hasher = foldhash::quality::RandomState::default();
-        Self { shared, flow_idle, unused_since_ms: HashMap::new(), hasher }
+        Self { shared, flow_idle, unused_since_ms: HashMap::new(), hasher, first: true }
     }
 
     /// Sweeps for ever. `sockets` are for the dump and for deletions: replies to one must not push
@@ -63,19 +69,22 @@ impl Sweeper {
                 () = self.shared.sweep_now.notified() => {}
             }
             let started = Instant::now();
-            match self.sweep(&sockets).await {
-                Ok(found) => self.settle(found, started.elapsed()),
+            let swept = self.sweep(&sockets).await;
+            let took = started.elapsed();
+            match swept {
+                Ok(found) => self.settle(found, took),
                 Err(err) => {
                     tracing::warn!(%err, "a sweep of the flow table failed");
                     // The rest of an unfinished dump would be taken for the next one.
                     sockets = open_sockets().unwrap_or(sockets);
                 }
             }
-            tokio::time::sleep(SWEEP_GAP).await;
+            tokio::time::sleep(SWEEP_GAP.max(took * SWEEP_SHARE)).await;
         }
     }
 
     fn settle(&mut self, found: Found, took: Duration) {
+        self.first = false;
         self.shared.flows_counted(found.flows - found.deleted);
         self.unused_since_ms = found.unused_since_ms;
         if found.deleted > 0 {
@@ -85,7 +94,7 @@ impl Sweeper {
     }
 
     async fn sweep(&mut self, [dump, delete]: &[Arc<Socket>; 2]) -> io::Result<Found> {
-        self.shared.handler.begin_sweep();
+        self.shared.guarded(Handler::begin_sweep);
         let ports = self.shared.ports.load_full();
         let socket = AsyncSocket::new(dump.clone())?;
         let mut pass = Pass {
@@ -139,7 +148,7 @@ impl Pass<'_> {
         for msg in NlMsgs::new(datagram) {
             let msg = msg.map_err(io::Error::other)?;
             match msg.kind {
-                NLMSG_DONE => return Ok(true),
+                NLMSG_DONE => return check_done(&msg).map(|()| true),
                 NLMSG_ERROR => {
                     let ack = NlAck::parse(&msg).map_err(io::Error::other)?;
                     return Err(io::Error::from_raw_os_error(ack.errno));
@@ -163,8 +172,10 @@ impl Pass<'_> {
             packets: flow.stats.packets,
             idle,
         };
-        let fate = self.sweeper.shared.handler.revalidate(&view, self.ports);
-        if fate == Fate::Delete || idle >= self.sweeper.flow_idle {
+        let shared = &self.sweeper.shared;
+        let fate = shared.guarded(|handler| handler.revalidate(&view, self.ports));
+        let wrong = fate == Some(Fate::Delete) && !self.sweeper.first;
+        if wrong || idle >= self.sweeper.flow_idle {
             self.delete(&flow)?;
         }
         Ok(())
@@ -184,6 +195,8 @@ impl Pass<'_> {
 
     fn delete(&mut self, flow: &Flow<'_>) -> io::Result<()> {
         self.found.deleted += 1;
+        // Its successor starts anew.
+        self.found.unused_since_ms.remove(&self.sweeper.hasher.hash_one(flow.key));
         let header =
             OvsHeader { cmd: flow::cmd::DEL, version: flow::VERSION, dp_ifindex: flow.dp_ifindex };
         let family = self.sweeper.shared.flow_family;
@@ -204,6 +217,14 @@ impl Pass<'_> {
             while self.delete.recv(&mut replies)?.is_some() {}
         }
         Ok(())
+    }
+}
+
+/// The end of a dump carries an errno of its own: of a datapath that is gone, say.
+fn check_done(msg: &NlMsg<'_>) -> io::Result<()> {
+    match NlAck::parse(msg) {
+        Ok(ack) if ack.errno > 0 => Err(io::Error::from_raw_os_error(ack.errno)),
+        _ => Ok(()),
     }
 }
 

@@ -1,16 +1,16 @@
 //! Worker threads: each with its own runtime, its own send socket, and the sockets it reads.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use netlink_io::{AsyncSocket, Datagram, Socket};
 use tokio::runtime::LocalOptions;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use upcall_core::{InstallPlan, Ledger};
 
@@ -25,6 +25,9 @@ const REPLY_MAX: usize = 8 << 10;
 /// Pause after a receive error that is none of the known ones, so that it cannot spin.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
+/// Rounds of a last reading: more than the largest receive buffer in use holds.
+const DRAIN_ROUNDS_MAX: usize = 1024;
+
 enum Command {
     /// Read this socket too.
     Serve(Arc<Socket>),
@@ -37,7 +40,7 @@ enum Command {
 /// A running worker.
 pub(crate) struct Worker {
     commands: mpsc::Sender<Command>,
-    thread: JoinHandle<()>,
+    thread: Mutex<Option<JoinHandle<()>>>,
     ledger: Arc<Ledger>,
 }
 
@@ -63,7 +66,7 @@ impl Worker {
             .name(format!("upcall-{number}"))
             .spawn(body)
             .map_err(Error::system("start a worker thread"))?;
-        Ok(Self { commands, thread, ledger })
+        Ok(Self { commands, thread: Mutex::new(Some(thread)), ledger })
     }
 
     pub(crate) fn ledger(&self) -> &Arc<Ledger> {
@@ -82,10 +85,13 @@ impl Worker {
         let _ = wait.await;
     }
 
-    /// Ends the worker once its sockets are read empty.
-    pub(crate) async fn stop(self) {
+    /// Ends the worker once its sockets are read empty; once it has ended, does nothing.
+    pub(crate) async fn stop(&self) {
         let _ = self.commands.send(Command::Stop).await;
-        let _ = tokio::task::spawn_blocking(move || self.thread.join()).await;
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
     }
 }
 
@@ -104,24 +110,33 @@ fn run(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())?;
+    let open = shared.open.subscribe();
     let engine = Engine::new(shared, ledger.clone(), tx.clone());
     let body = async move {
-        let answers = AsyncSocket::new(tx)?;
-        tokio::task::spawn_local(read_replies(answers, ledger));
-        serve(Rc::new(RefCell::new(engine)), inbox).await
+        let answers = AsyncSocket::new(tx.clone())?;
+        tokio::task::spawn_local(read_replies(answers, ledger.clone()));
+        let ended = serve(Rc::new(RefCell::new(engine)), inbox, open).await;
+        // What the kernel refused of the last batches, it has said by now.
+        let mut buf = vec![0; REPLY_MAX];
+        replies::drain(&mut buf, &ledger, |buf| tx.recv(buf))?;
+        ended
     };
     // A panic here is a bug of the dispatcher's own: handlers' panics are caught at their call.
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(body)))
         .unwrap_or_else(|_| Err(io::Error::other("it panicked")))
 }
 
-async fn serve(engine: Rc<RefCell<Engine>>, mut inbox: mpsc::Receiver<Command>) -> io::Result<()> {
+async fn serve(
+    engine: Rc<RefCell<Engine>>,
+    mut inbox: mpsc::Receiver<Command>,
+    open: watch::Receiver<bool>,
+) -> io::Result<()> {
     let mut readers: HashMap<u32, (Rc<Reader>, AbortHandle)> = HashMap::new();
     while let Some(command) = inbox.recv().await {
         match command {
             Command::Serve(socket) => {
                 let reader = Rc::new(Reader::new(socket, engine.clone())?);
-                let task = tokio::task::spawn_local(reader.clone().run());
+                let task = tokio::task::spawn_local(reader.clone().run(open.clone()));
                 readers.insert(reader.port_id(), (reader, task.abort_handle()));
             }
             Command::Retire(port_id, done) => {
@@ -147,20 +162,24 @@ async fn serve(engine: Rc<RefCell<Engine>>, mut inbox: mpsc::Receiver<Command>) 
 struct Reader {
     socket: AsyncSocket,
     plan: RefCell<InstallPlan>,
+    epoch: Cell<u64>,
     engine: Rc<RefCell<Engine>>,
 }
 
 impl Reader {
     fn new(socket: Arc<Socket>, engine: Rc<RefCell<Engine>>) -> io::Result<Self> {
         let plan = InstallPlan::new(engine.borrow().install_limits());
-        Ok(Self { socket: AsyncSocket::new(socket)?, plan: RefCell::new(plan), engine })
+        let (plan, epoch) = (RefCell::new(plan), Cell::new(0));
+        Ok(Self { socket: AsyncSocket::new(socket)?, plan, epoch, engine })
     }
 
     fn port_id(&self) -> u32 {
         self.socket.socket().port_id()
     }
 
-    async fn run(self: Rc<Self>) {
+    async fn run(self: Rc<Self>, mut open: watch::Receiver<bool>) {
+        // The dispatcher is gone if this fails, and the worker about to end.
+        let _ = open.wait_for(|open| *open).await;
         loop {
             if let Err(err) = self.wait_and_read().await {
                 tracing::warn!(port_id = self.port_id(), %err, "cannot read an upcall socket");
@@ -172,19 +191,25 @@ impl Reader {
     /// Waits for upcalls and reads the socket empty, letting other sockets in between rounds.
     async fn wait_and_read(&self) -> io::Result<()> {
         let mut ready = self.socket.readable().await?;
+        let mut again = false;
         loop {
             match self.round(|buf| ready.try_recv(buf))? {
                 Next::Wait => return Ok(()),
-                Next::ReadAgain => {}
-                Next::Yield => tokio::task::yield_now().await,
+                // At once, but only once: a stream of new flows must not shut the others out.
+                Next::ReadAgain if !again => again = true,
+                Next::ReadAgain | Next::Yield => {
+                    again = false;
+                    tokio::task::yield_now().await;
+                }
             }
         }
     }
 
-    /// Reads the socket empty without waiting. Nobody else reads it any more.
+    /// Reads the socket empty without waiting. Nobody else in this process reads it any more; what a
+    /// flood adds meanwhile is left to a successor.
     fn drain(&self) {
         let socket = self.socket.socket();
-        loop {
+        for _ in 0..DRAIN_ROUNDS_MAX {
             match self.round(|buf| socket.recv(buf)) {
                 Ok(Next::Wait) => return,
                 Ok(Next::ReadAgain | Next::Yield) => {}
@@ -201,8 +226,11 @@ impl Reader {
         recv: impl FnMut(&mut [u8]) -> io::Result<Option<Datagram>>,
     ) -> io::Result<Next> {
         let mut plan = self.plan.borrow_mut();
-        let source = Source { port_id: self.port_id(), plan: &mut plan };
-        let drained = self.engine.borrow_mut().round(source, recv)?.drained;
+        let mut epoch = self.epoch.get();
+        let source = Source { port_id: self.port_id(), plan: &mut plan, epoch: &mut epoch };
+        let round = self.engine.borrow_mut().round(source, recv);
+        self.epoch.set(epoch);
+        let drained = round?.drained;
         Ok(match (drained, plan.is_empty()) {
             (true, true) => Next::Wait,
             // The further non-blocking read that contract O3 asks for, at once.
@@ -224,7 +252,7 @@ async fn read_replies(socket: AsyncSocket, ledger: Arc<Ledger>) {
     loop {
         let read = async {
             let mut ready = socket.readable().await?;
-            replies::drain(&mut ready, &mut buf, &ledger)
+            replies::drain(&mut buf, &ledger, |buf| ready.try_recv(buf))
         };
         if let Err(err) = read.await {
             tracing::warn!(%err, "cannot read the kernel's replies");

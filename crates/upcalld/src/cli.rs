@@ -81,6 +81,14 @@ pub(crate) struct RunArgs {
     /// Take the datapath over even if another process serves it
     #[arg(long)]
     pub(crate) takeover: bool,
+    /// At the end leave datapath, flows and upcall sockets to a successor; whoever started us holds
+    /// the sockets meanwhile (systemd's file-descriptor store, or a parent that speaks its protocol)
+    #[arg(long, conflicts_with = "keep")]
+    pub(crate) hand_over: bool,
+    /// Upcall sockets of a predecessor, as inherited file descriptors: what is queued in them is
+    /// served first. Not needed under systemd, which says by itself what it holds
+    #[arg(long, value_name = "FD,FD,...", value_delimiter = ',')]
+    pub(crate) adopt: Vec<i32>,
     /// Forget a MAC address that was not seen for this long [default: 5m]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) mac_age: Option<Duration>,

@@ -25,6 +25,8 @@ pub(crate) struct Config {
     pub(crate) keep: bool,
     #[serde(default)]
     pub(crate) takeover: bool,
+    #[serde(default)]
+    pub(crate) hand_over: bool,
     #[serde(default, with = "humantime_serde")]
     pub(crate) mac_age: Option<Duration>,
     pub(crate) mac_max: Option<usize>,

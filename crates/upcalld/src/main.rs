@@ -5,6 +5,7 @@
 mod cli;
 mod config;
 mod exit;
+mod hand_over;
 mod handler;
 mod logging;
 mod probe;

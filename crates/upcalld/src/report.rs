@@ -1,6 +1,9 @@
 //! Counters as a line of JSON.
 
 use std::io::Write;
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use upcall::{Info, Stats};
@@ -29,6 +32,7 @@ pub(crate) struct Report<'a> {
     flows_installed: u64,
     flows_current: u64,
     put_errors: u64,
+    put_raced: u64,
     duplicate_misses: u64,
     install_stragglers: u64,
     install_deferrals: u64,
@@ -71,13 +75,14 @@ impl<'a> Report<'a> {
             flows_installed: ledger.flows_installed(),
             flows_current: stats.flows_current,
             put_errors: ledger.put_errors,
+            put_raced: ledger.put_raced,
             duplicate_misses: ledger.duplicate_misses,
             install_stragglers: ledger.install_stragglers,
             install_deferrals: ledger.install_deferrals,
             install_forced: ledger.install_forced,
             install_overflow: ledger.install_overflow,
             flow_limit_hits: ledger.flow_limit_hits,
-            handler_panics: ledger.shed_handler_panic,
+            handler_panics: ledger.shed_handler_panic + stats.handler_panics,
             kernel_hit: stats.kernel.hit,
             kernel_missed: stats.kernel.missed,
             kernel_lost: stats.kernel.lost,
@@ -91,10 +96,54 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Prints it. That nobody reads it any more must not stop the switch.
-    pub(crate) fn print(&self) {
-        let mut out = std::io::stdout().lock();
-        let line = serde_json::to_string(self).expect("numbers and strings can be written as JSON");
-        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    fn line(&self) -> String {
+        serde_json::to_string(self).expect("numbers and strings can be written as JSON") + "\n"
     }
 }
+
+/// Prints reports on a thread of its own: a reader that stalls must not stall the daemon, and that
+/// nobody reads any more must not stop the switch.
+pub(crate) struct Printer {
+    lines: SyncSender<String>,
+    thread: JoinHandle<()>,
+}
+
+impl Printer {
+    /// Starts the thread.
+    pub(crate) fn start() -> Self {
+        let (lines, queue) = std::sync::mpsc::sync_channel(LINES_MAX);
+        let thread = std::thread::spawn(move || {
+            for line in queue {
+                let mut out = std::io::stdout().lock();
+                let _ = out.write_all(String::as_bytes(&line)).and_then(|()| out.flush());
+            }
+        });
+        Self { lines, thread }
+    }
+
+    /// Prints a report, or drops it if the reader is behind: the next one says more.
+    pub(crate) fn print(&self, report: &Report<'_>) {
+        let _ = self.lines.try_send(report.line());
+    }
+
+    /// Prints the last report and waits, within bounds, until it is out.
+    pub(crate) fn finish(self, report: &Report<'_>) {
+        let (mut line, deadline) = (report.line(), Instant::now() + LAST_LINE_LIMIT);
+        while let Err(TrySendError::Full(back)) = self.lines.try_send(line) {
+            if Instant::now() > deadline {
+                return;
+            }
+            line = back;
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(self.lines);
+        while !self.thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Lines that may wait for the reader.
+const LINES_MAX: usize = 16;
+/// How long the end waits for the reader.
+const LAST_LINE_LIMIT: Duration = Duration::from_secs(2);

@@ -9,13 +9,17 @@ use upcall::Dispatcher;
 
 use crate::cli::RunArgs;
 use crate::exit::Exit;
+use crate::hand_over::{Inherited, Store};
 use crate::handler::{self, Policy};
 use crate::logging;
-use crate::report::Report;
+use crate::report::{Printer, Report};
 use crate::settings::Settings;
 
 /// Threads beside the workers: requests to the kernel, the sweep, signals.
 const CONTROL_THREADS: usize = 2;
+
+/// How often the store of sockets is brought in line with the ports that came and went.
+const STORE_CHECK: Duration = Duration::from_secs(1);
 
 /// Runs until a signal or a failure.
 pub(crate) fn run(args: &RunArgs) -> Result<(), Exit> {
@@ -33,37 +37,52 @@ async fn serve(settings: &Settings) -> Result<(), Exit> {
     // Before anything is created: a signal during the start is served after it.
     let mut signals = Signals::listen()?;
     let policy = handler::from_settings(settings);
-    let dispatcher = start(settings, policy.clone()).await?;
-    announce(&dispatcher, settings);
-    let ended = watch(&dispatcher, settings, &*policy, &mut signals).await;
+    let inherited = Inherited::take(settings)?;
+    let mut store = Store::new(settings, &inherited);
+    let dispatcher = start(settings, inherited, policy.clone()).await?;
+    store.update(&dispatcher).await;
+    announce(&dispatcher, settings).await;
+    let printer = Printer::start();
+    let mut watch = Watch { settings, policy: &*policy, store: &mut store, printer: &printer };
+    let ended = watch.run(&dispatcher, &mut signals).await;
     notify(&[NotifyState::Stopping]);
-    let info = dispatcher.info().clone();
-    let stats = dispatcher.stop().await?;
+    let info = dispatcher.info().await;
+    let stats = if settings.hand_over && ended.is_ok() {
+        store.update(&dispatcher).await;
+        dispatcher.hand_over().await
+    } else {
+        dispatcher.stop().await
+    };
+    // What ended it comes before what went wrong while ending.
+    ended?;
     if settings.stats.is_some() {
-        Report::new(true, &info, &stats, policy.macs()).print();
+        printer.finish(&Report::new(true, &info, &stats?, policy.macs()));
     }
-    ended
+    Ok(())
 }
 
-async fn start(settings: &Settings, policy: Arc<dyn Policy>) -> Result<Dispatcher, upcall::Error> {
-    let mut builder = Dispatcher::builder(&settings.datapath)
+async fn start(
+    settings: &Settings,
+    inherited: Inherited,
+    policy: Arc<dyn Policy>,
+) -> Result<Dispatcher, upcall::Error> {
+    Dispatcher::builder(&settings.datapath)
         .ports(&settings.ports)
-        .dispatch(settings.dispatch)
+        .shape(settings.shape)
         .install(settings.install.into())
         .limits(settings.limits)
         .flow_idle(settings.flow_idle)
         .sweep_interval(settings.sweep_interval)
         .keep(settings.keep)
-        .takeover(settings.takeover);
-    if let Some(workers) = settings.workers {
-        builder = builder.workers(workers);
-    }
-    builder.start(policy).await
+        .takeover(settings.takeover)
+        .inherit(inherited.sockets)
+        .start(policy)
+        .await
 }
 
 /// Says what was built, with the limits it works within.
-fn announce(dispatcher: &Dispatcher, settings: &Settings) {
-    let info = dispatcher.info();
+async fn announce(dispatcher: &Dispatcher, settings: &Settings) {
+    let info = dispatcher.info().await;
     let ports = dispatcher.ports();
     let names: Vec<&str> = ports.iter().map(|p| p.name.as_str()).collect();
     tracing::info!(
@@ -86,31 +105,42 @@ fn announce(dispatcher: &Dispatcher, settings: &Settings) {
     notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
 }
 
-/// Reports until something ends it.
-async fn watch(
-    dispatcher: &Dispatcher,
-    settings: &Settings,
-    policy: &dyn Policy,
-    signals: &mut Signals,
-) -> Result<(), Exit> {
-    let mut ticks = tokio::time::interval(settings.stats.unwrap_or(Duration::from_hours(1)));
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    ticks.tick().await;
-    loop {
-        tokio::select! {
-            name = signals.next() => {
-                tracing::info!(signal = name, "stopping");
-                return Ok(());
-            }
-            failure = dispatcher.failed() => return Err(upcall::Error::Failed(failure).into()),
-            _ = ticks.tick(), if settings.stats.is_some() => {
-                match dispatcher.stats().await {
-                    Ok(stats) => {
-                        Report::new(false, dispatcher.info(), &stats, policy.macs()).print();
-                    }
-                    Err(err) => tracing::warn!(%err, "cannot read the counters"),
+/// What goes on beside the dispatcher.
+struct Watch<'a> {
+    settings: &'a Settings,
+    policy: &'a dyn Policy,
+    store: &'a mut Store,
+    printer: &'a Printer,
+}
+
+impl Watch<'_> {
+    /// Reports until something ends it.
+    async fn run(&mut self, dispatcher: &Dispatcher, signals: &mut Signals) -> Result<(), Exit> {
+        let reports = self.settings.stats;
+        let mut store_check = tokio::time::interval(STORE_CHECK);
+        let mut ticks = tokio::time::interval(reports.unwrap_or(Duration::from_hours(1)));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        ticks.tick().await;
+        loop {
+            tokio::select! {
+                name = signals.next() => {
+                    tracing::info!(signal = name, "stopping");
+                    return Ok(());
                 }
+                failure = dispatcher.failed() => return Err(upcall::Error::Failed(failure).into()),
+                _ = store_check.tick() => self.store.update(dispatcher).await,
+                _ = ticks.tick(), if reports.is_some() => self.report(dispatcher).await,
             }
+        }
+    }
+
+    async fn report(&self, dispatcher: &Dispatcher) {
+        match dispatcher.stats().await {
+            Ok(stats) => {
+                let info = dispatcher.info().await;
+                self.printer.print(&Report::new(false, &info, &stats, self.policy.macs()));
+            }
+            Err(err) => tracing::warn!(%err, "cannot read the counters"),
         }
     }
 }

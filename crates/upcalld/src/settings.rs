@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use upcall::{Dispatch, Limits};
+use upcall::{Limits, Shape};
 
 use crate::cli::{HandlerKind, InstallKind, LogFormat, RunArgs};
 use crate::config::Config;
@@ -10,19 +10,24 @@ use crate::exit::Exit;
 
 /// Shortest interval accepted: below it the daemon would do nothing else.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
+/// Longest interval accepted: beyond it clocks overflow, and nobody means it.
+const INTERVAL_MAX: Duration = Duration::from_hours(24 * 365);
+/// Most workers accepted, as on the command line.
+const WORKERS_MAX: usize = 1024;
 
 /// Everything decided.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
     pub(crate) datapath: String,
     pub(crate) ports: Vec<String>,
-    pub(crate) dispatch: Dispatch,
-    pub(crate) workers: Option<usize>,
+    pub(crate) shape: Shape,
     pub(crate) handler: HandlerKind,
     pub(crate) cross_connect: Vec<(String, String)>,
     pub(crate) install: InstallKind,
     pub(crate) keep: bool,
     pub(crate) takeover: bool,
+    pub(crate) hand_over: bool,
+    pub(crate) adopt: Vec<i32>,
     pub(crate) mac_age: Duration,
     pub(crate) mac_max: usize,
     pub(crate) flow_idle: Duration,
@@ -34,34 +39,41 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// Reads the file that `args` name, if any, and lets the flags override it.
+    ///
+    /// # Errors
+    ///
+    /// [`Exit::Config`] with the file's name where there is a file, [`Exit::Usage`] where there is none.
     pub(crate) fn gather(args: &RunArgs) -> Result<Self, Exit> {
-        let config = match &args.config {
-            Some(path) => Config::read(path)?,
-            None => Config::default(),
-        };
-        Self::merge(args, config)
+        let Some(path) = &args.config else { return Self::merge(args, Config::default()) };
+        Self::merge(args, Config::read(path)?)
+            .map_err(|err| Exit::Config(format!("{} (configuration file {})", err, path.display())))
     }
 
     fn merge(args: &RunArgs, config: Config) -> Result<Self, Exit> {
         let dispatch =
             config.dispatch.map(|text| text.parse().map_err(Exit::Config)).transpose()?;
         let defaults = Limits::default();
-        let limits = Limits {
-            flows_max: config.flow_max.unwrap_or(defaults.flows_max),
-            recv_buffer_bytes: config.recv_buffer_bytes.unwrap_or(defaults.recv_buffer_bytes),
-            ..defaults
+        let limits =
+            Limits { flows_max: config.flow_max.unwrap_or(defaults.flows_max), ..defaults };
+        let shape = Shape {
+            dispatch: args.dispatch.or(dispatch).unwrap_or_default(),
+            workers: args.workers.or(config.workers).map(usize::from),
+            recv_buffer_bytes: config
+                .recv_buffer_bytes
+                .unwrap_or(Shape::default().recv_buffer_bytes),
         };
         let pairs = or_file(&args.cross_connect, config.cross_connect);
         let settings = Self {
             datapath: args.datapath.clone().or(config.datapath).ok_or_else(no_datapath)?,
             ports: or_file(&args.ports, config.ports),
-            dispatch: args.dispatch.or(dispatch).unwrap_or_default(),
-            workers: args.workers.or(config.workers).map(usize::from),
+            shape,
             handler: args.handler.or(config.handler).unwrap_or_default(),
             cross_connect: pairs.iter().map(|p| read_pair(p)).collect::<Result<_, _>>()?,
             install: args.install.or(config.install).unwrap_or_default(),
             keep: args.keep || config.keep,
             takeover: args.takeover || config.takeover,
+            hand_over: args.hand_over || config.hand_over,
+            adopt: args.adopt.clone(),
             mac_age: args.mac_age.or(config.mac_age).unwrap_or(Duration::from_mins(5)),
             mac_max: config.mac_max.unwrap_or(8192),
             flow_idle: args.flow_idle.or(config.flow_idle).unwrap_or(Duration::from_secs(10)),
@@ -89,6 +101,12 @@ impl Settings {
                 let min = humantime::format_duration(INTERVAL_MIN);
                 return Err(Exit::Usage(format!("{name} is too short: at least {min}")));
             }
+            if interval.is_some_and(|i| i > INTERVAL_MAX) {
+                return Err(Exit::Usage(format!("{name} is too long: at most 365 days")));
+            }
+        }
+        if self.shape.workers.is_some_and(|n| n == 0 || n > WORKERS_MAX) {
+            return Err(Exit::Usage(format!("workers must be from 1 to {WORKERS_MAX}")));
         }
         if self.mac_age < 2 * self.sweep_interval {
             return Err(Exit::Usage(
@@ -142,6 +160,7 @@ fn read_pair(text: &str) -> Result<(String, String), Exit> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use upcall::Dispatch;
 
     fn args() -> RunArgs {
         RunArgs { datapath: Some("dp0".to_owned()), ..RunArgs::default() }
@@ -158,8 +177,8 @@ mod tests {
         let flags = RunArgs { ports: vec!["b".to_owned()], ..args() };
         let settings = Settings::merge(&flags, config).unwrap();
         assert_eq!(settings.ports, ["b"]);
-        assert_eq!(settings.workers, Some(3));
-        assert_eq!(settings.dispatch, Dispatch::PerVport);
+        assert_eq!(settings.shape.workers, Some(3));
+        assert_eq!(settings.shape.dispatch, Dispatch::PerVport);
     }
 
     #[test]
@@ -168,6 +187,8 @@ mod tests {
             (RunArgs::default(), "--datapath"),
             (RunArgs { stats: Some(Duration::ZERO), ..args() }, "at least 10ms"),
             (RunArgs { mac_age: Some(Duration::from_secs(1)), ..args() }, "twice sweep_interval"),
+            (RunArgs { sweep_interval: Some(Duration::MAX), ..args() }, "at most 365 days"),
+            (RunArgs { workers: Some(0), ..args() }, "from 1 to 1024"),
             (RunArgs { handler: Some(HandlerKind::CrossConnect), ..args() }, "A=B"),
             (RunArgs { cross_connect: vec!["a=b".to_owned()], ..args() }, "--handler"),
             (RunArgs { cross_connect: vec!["ab".to_owned()], ..args() }, "'ab' is no pair"),

@@ -3,11 +3,10 @@
 
 use std::sync::Mutex;
 
-use ovs_wire::key::{KeyAttr, MacAddr};
+use ovs_wire::key::{KeyAttr, kind};
 use ovs_wire::nl::{OvsHeader, write_message};
 use ovs_wire::packet::{attr, cmd};
 use proptest::prelude::*;
-use tokio::sync::mpsc;
 
 use super::*;
 use crate::{Handler, Limits, Port, Ports};
@@ -33,6 +32,7 @@ impl Handler for Recorder {
 struct Bench {
     engine: Engine,
     plan: InstallPlan,
+    epoch: u64,
     recorder: Arc<Recorder>,
     ledger: Arc<Ledger>,
 }
@@ -40,7 +40,6 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let recorder = Arc::new(Recorder::default());
-        let (failures, _) = mpsc::channel(1);
         let shared = Shared::new(
             Box::new(recorder.clone()),
             DATAPATH,
@@ -48,7 +47,6 @@ impl Bench {
             FAMILY + 1,
             InstallPolicy::Wildcard,
             Limits::default(),
-            failures,
         );
         let ports = [1, 2, 3].map(|number| Port { number, name: format!("p{number}") });
         shared.set_ports(Ports::new(ports.to_vec()));
@@ -56,12 +54,12 @@ impl Bench {
         let plan = InstallPlan::new(shared.limits.install);
         let tx = Arc::new(Socket::open().unwrap());
         let engine = Engine::new(shared, ledger.clone(), tx);
-        Self { engine, plan, recorder, ledger }
+        Self { engine, plan, epoch: 0, recorder, ledger }
     }
 
     fn round(&mut self, datagrams: &[Vec<u8>]) -> Round {
         let mut rest = datagrams.iter();
-        let source = Source { port_id: 99, plan: &mut self.plan };
+        let source = Source { port_id: 99, plan: &mut self.plan, epoch: &mut self.epoch };
         self.engine
             .round(source, |buf| {
                 Ok(rest.next().map(|datagram| {
@@ -83,11 +81,20 @@ fn upcall(len: usize) -> Vec<u8> {
     message(FAMILY, DATAPATH, len)
 }
 
+/// The same from another station: another flow.
+fn other_source(len: usize) -> Vec<u8> {
+    message_from([2, 0, 0, 0, 0, 2], FAMILY, DATAPATH, len)
+}
+
 fn message(family: u16, dp_ifindex: i32, len: usize) -> Vec<u8> {
+    message_from([2, 0, 0, 0, 0, 1], family, dp_ifindex, len)
+}
+
+fn message_from(source: [u8; 6], family: u16, dp_ifindex: i32, len: usize) -> Vec<u8> {
     let mut key = Vec::new();
     let mut b = AttrBuilder::new(&mut key);
     KeyAttr::InPort(1).write(&mut b);
-    b.bytes(4, &[MacAddr([2, 0, 0, 0, 0, 1]).0, [0xff; 6]].concat());
+    b.bytes(kind::ETHERNET, &[source, [0xff; 6]].concat());
     b.finish().unwrap();
     let mut buf = Vec::new();
     let header = OvsHeader { cmd: cmd::MISS, version: packet::VERSION, dp_ifindex };
@@ -120,6 +127,37 @@ fn the_install_waits_for_a_round_without_its_flow() {
     assert_eq!(bench.ledger.snapshot().flows_put, 1);
     bench.round(&[upcall(62)]);
     assert_eq!(bench.ledger.snapshot().install_stragglers, 1);
+}
+
+#[test]
+fn an_install_waits_while_packets_of_its_flow_may_be_queued() {
+    let mut bench = Bench::new();
+    bench.round(&vec![upcall(60); ROUND_MAX]);
+    bench.round(&vec![other_source(60); ROUND_MAX]);
+    assert_eq!(bench.ledger.snapshot().flows_put, 0, "the socket was not read empty");
+    bench.round(&[]);
+    assert_eq!(bench.ledger.snapshot().flows_put, 2);
+}
+
+#[test]
+fn what_was_learned_since_stops_an_install() {
+    let mut bench = Bench::new();
+    bench.round(&[upcall(60)]);
+    bench.engine.shared.revalidate();
+    bench.round(&[]);
+    assert_eq!(bench.ledger.snapshot().flows_put, 0);
+    bench.round(&[upcall(60)]);
+    bench.round(&[]);
+    assert_eq!(bench.ledger.snapshot().flows_put, 1);
+}
+
+#[test]
+fn a_port_that_the_handler_does_not_know_gets_no_flow() {
+    let mut bench = Bench::new();
+    bench.engine.shared.set_ports(Ports::default());
+    bench.round(&[upcall(60)]);
+    bench.round(&[]);
+    assert_eq!(bench.ledger.snapshot().flows_put, 0);
 }
 
 #[test]

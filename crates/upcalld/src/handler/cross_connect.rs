@@ -2,7 +2,7 @@
 
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
-use upcall::{Action, Fate, FlowView, Handler, MatchFields, Ports, Upcall, Verdict};
+use upcall::{Action, Fate, FlowView, Handler, MatchFields, Ports, Upcall, UpcallKind, Verdict};
 
 use super::Policy;
 
@@ -27,7 +27,8 @@ impl Policy for CrossConnect {}
 
 impl Handler for CrossConnect {
     fn upcall(&self, upcall: &Upcall<'_>, verdict: &mut Verdict) {
-        if upcall.is_truncated() {
+        // An action upcall is a copy for somebody else: the flow has forwarded the packet.
+        if upcall.kind() == UpcallKind::Action || upcall.is_truncated() {
             return;
         }
         if let Some(peer) = self.peer(upcall.in_port()) {

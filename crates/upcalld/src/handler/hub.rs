@@ -1,6 +1,6 @@
 //! Every packet to all other ports.
 
-use upcall::{Action, Fate, FlowView, Handler, MatchFields, Ports, Upcall, Verdict};
+use upcall::{Action, Fate, FlowView, Handler, MatchFields, Ports, Upcall, UpcallKind, Verdict};
 
 use super::Policy;
 
@@ -11,7 +11,8 @@ impl Policy for Hub {}
 
 impl Handler for Hub {
     fn upcall(&self, upcall: &Upcall<'_>, verdict: &mut Verdict) {
-        if !upcall.is_truncated() {
+        // An action upcall is a copy for somebody else: the flow has forwarded the packet.
+        if upcall.kind() == UpcallKind::Miss && !upcall.is_truncated() {
             verdict.flood(upcall.in_port()).install(MatchFields::IN_PORT);
         }
     }

@@ -1,10 +1,12 @@
 //! A learning switch: IEEE 802.1D forwarding with a table of addresses for each VLAN.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use upcall::{
-    Action, Fate, FlowView, Handler, KeySummary, MacAddr, MatchFields, Ports, Upcall, Verdict,
-    VlanTci,
+    Action, Fate, FlowView, Handler, KeySummary, MacAddr, MatchFields, Ports, Upcall, UpcallKind,
+    Verdict, VlanTci,
 };
 
 use super::Policy;
@@ -25,11 +27,13 @@ const DECIDED_BY: MatchFields = MatchFields::IN_PORT
 pub(crate) struct LearningSwitch {
     macs: MacTable,
     mac_age: Duration,
+    /// The ports at the last change.
+    ports: ArcSwap<Ports>,
 }
 
 impl LearningSwitch {
     pub(crate) fn new(mac_age: Duration, mac_max: usize) -> Self {
-        Self { macs: MacTable::new(mac_max), mac_age }
+        Self { macs: MacTable::new(mac_max), mac_age, ports: ArcSwap::default() }
     }
 }
 
@@ -39,21 +43,42 @@ impl Policy for LearningSwitch {
     }
 }
 
+impl LearningSwitch {
+    /// The port to send to, as far as it is known and there.
+    fn target(&self, station: Station, ports: &Ports) -> Option<u32> {
+        self.macs.port_of(station).filter(|port| ports.by_number(*port).is_some())
+    }
+
+    fn learn(&self, station: Station, port: u32, verdict: &mut Verdict) {
+        if let Learned::Moved { from } = self.macs.learn(station, port) {
+            // At debug: two ports with one address could write a line for each packet.
+            tracing::debug!(mac = %station.mac, vlan = station.vlan, from, to = port, "address moved");
+            verdict.revalidate();
+        }
+    }
+}
+
 impl Handler for LearningSwitch {
     fn upcall(&self, upcall: &Upcall<'_>, verdict: &mut Verdict) {
         let key = upcall.key();
         let Some(in_port) = key.in_port else { return };
-        if upcall.is_truncated() || key.eth_src.is_multicast() || is_link_local(key.eth_dst) {
+        // An action upcall is a copy for somebody else: the flow has forwarded the packet.
+        if upcall.kind() == UpcallKind::Action
+            || upcall.is_truncated()
+            || key.eth_src.is_multicast()
+            || is_link_local(key.eth_dst)
+        {
             return;
         }
         let (source, target) = stations(key);
-        if let Learned::Moved { from } = self.macs.learn(source, in_port) {
-            tracing::info!(mac = %source.mac, vlan = source.vlan, from, to = in_port, "address moved");
-            verdict.revalidate();
+        if verdict.ports().by_number(in_port).is_some() {
+            self.learn(source, in_port, verdict);
         }
-        match self.macs.port_of(target) {
-            // Its station is behind the port it came from: it has it already.
-            Some(port) if port == in_port => {}
+        match self.target(target, verdict.ports()) {
+            // Its station is behind the port it came from and has it already: drop all like it.
+            Some(port) if port == in_port => {
+                verdict.install(DECIDED_BY);
+            }
             Some(port) => {
                 verdict.output(port).install(DECIDED_BY);
             }
@@ -63,9 +88,14 @@ impl Handler for LearningSwitch {
         }
     }
 
-    /// What was behind a port that is gone is anywhere now: its packets are flooded, its flows wrong.
+    /// What was behind a port that is gone, or is another device now, is anywhere: its packets are
+    /// flooded, its flows wrong.
     fn ports_changed(&self, ports: &Ports) {
-        let forgotten = self.macs.retain_ports(|port| ports.by_number(port).is_some());
+        let before = self.ports.swap(Arc::new(ports.clone()));
+        let same = |port: u32| {
+            ports.by_number(port).is_some() && ports.by_number(port) == before.by_number(port)
+        };
+        let forgotten = self.macs.retain_ports(same);
         if forgotten > 0 {
             tracing::debug!(forgotten, "addresses of ports that are gone");
         }
@@ -89,13 +119,16 @@ impl Handler for LearningSwitch {
         if flow.idle < self.mac_age {
             self.macs.keep(source, in_port, flow.idle);
         }
-        let at_home = self.macs.port_of(source) == Some(in_port);
-        let wanted = self.macs.port_of(target).map(|port| Ok(Action::Output(port)));
-        if at_home && wanted.is_some() && wanted.into_iter().eq(flow.actions.iter()) {
-            Fate::Keep
-        } else {
-            Fate::Delete
-        }
+        // A source that a full table could not take is nowhere else.
+        let at_home = match self.macs.port_of(source) {
+            Some(port) => port == in_port,
+            None => self.macs.is_full(),
+        };
+        let Some(port) = self.target(target, ports).filter(|_| at_home) else {
+            return Fate::Delete;
+        };
+        let wanted = (port != in_port).then_some(Ok(Action::Output(port)));
+        if wanted.into_iter().eq(flow.actions.iter()) { Fate::Keep } else { Fate::Delete }
     }
 }
 

@@ -77,7 +77,12 @@ impl MacTable {
         self.len.load(Ordering::Relaxed)
     }
 
-    /// Stations that were not learned because the table was full.
+    /// Is there no room for another station?
+    pub(crate) fn is_full(&self) -> bool {
+        self.len() >= self.max
+    }
+
+    /// Packets whose station was not learned because the table was full.
     pub(crate) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
@@ -93,10 +98,17 @@ impl MacTable {
         if let Some(entry) = self.read(station).get(&station)
             && entry.port == port
         {
-            entry.seen_ms.store(now_ms, Ordering::Relaxed);
+            // Once a sweep is enough, and spares the other workers the cache line.
+            if entry.seen_ms.load(Ordering::Relaxed) != now_ms {
+                entry.seen_ms.store(now_ms, Ordering::Relaxed);
+            }
             return Learned::Known;
         }
-        self.insert(station, port, now_ms)
+        let learned = self.insert(station, port, now_ms);
+        if learned == Learned::Refused {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        learned
     }
 
     /// A flow from `station` at `port` was used `idle` ago. A station that is known elsewhere stays
@@ -124,7 +136,6 @@ impl MacTable {
         }
         if self.len.fetch_add(1, Ordering::Relaxed) >= self.max {
             self.len.fetch_sub(1, Ordering::Relaxed);
-            self.refused.fetch_add(1, Ordering::Relaxed);
             return Learned::Refused;
         }
         shard.insert(station, Entry { port, seen_ms: seen_ms.into() });
