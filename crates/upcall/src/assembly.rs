@@ -6,6 +6,7 @@ use netlink_io::Socket;
 use ovs_datapath::Control;
 use ovs_features::{Decision, DispatchMode, Finding, Support, Wanted, cpu};
 use ovs_wire::datapath::Datapath;
+use tokio::sync::watch;
 
 use crate::delivery::{Delivery, open_socket};
 use crate::shared::Shared;
@@ -21,8 +22,8 @@ pub(crate) struct Assembly<'a> {
 }
 
 impl Assembly<'_> {
-    /// Builds sockets and workers, and switches the datapath to them: not an upcall goes astray, since
-    /// sockets are read before the kernel hears of them. `inherited` sockets are read as well.
+    /// Builds sockets and workers, and switches the datapath to them. What comes queues until
+    /// [`Delivery::open`]. `inherited` sockets are given to the workers as well.
     pub(crate) async fn deliver(&self, inherited: &[Arc<Socket>]) -> Result<Delivery, Error> {
         let mut decision = self.decide().await?;
         if decision.mode == DispatchMode::PerCpu {
@@ -66,28 +67,35 @@ impl Assembly<'_> {
         decision: Decision,
     ) -> Result<Delivery, Error> {
         let usable = usable_cpus()?;
-        let workers = self.start_workers(sockets.len(), true)?;
+        let gate = watch::Sender::new(false);
+        let workers = self.start_workers(sockets.len(), true, &gate)?;
         let count = workers.len();
         // A CPU's worker is the one that runs on it, where there is one.
         let cpu_to_worker =
             |cpu: usize| usable.iter().position(|c| *c == cpu).unwrap_or(cpu) % count;
         let bytes = self.shape.recv_buffer_bytes;
-        Ok(Delivery::per_cpu(workers, sockets, cpu_to_worker, bytes, decision).await)
+        Ok(Delivery::per_cpu((workers, gate), sockets, cpu_to_worker, bytes, decision).await)
     }
 
     async fn per_vport(&self, decision: Decision) -> Result<Delivery, Error> {
+        let gate = watch::Sender::new(false);
         // Ports belong to no CPU.
-        let workers = self.start_workers(usize::MAX, false)?;
+        let workers = self.start_workers(usize::MAX, false, &gate)?;
         let has_table = decision.findings.iter().all(|f: &Finding| f.support == Support::Available);
         let spares = self.open_sockets(if has_table { workers.len() } else { 0 })?;
         let bytes = self.shape.recv_buffer_bytes;
-        Ok(Delivery::per_vport(workers, spares, table_len()?, bytes, decision).await)
+        Ok(Delivery::per_vport((workers, gate), spares, table_len()?, bytes, decision).await)
     }
 
     /// Starts the workers; if there is one for each usable CPU and they serve CPUs, each stays on its
     /// own. The limit is for a default that a large host would carry too far: a number that was asked
     /// for is obeyed.
-    fn start_workers(&self, sockets: usize, by_cpu: bool) -> Result<Vec<Worker>, Error> {
+    fn start_workers(
+        &self,
+        sockets: usize,
+        by_cpu: bool,
+        gate: &watch::Sender<bool>,
+    ) -> Result<Vec<Worker>, Error> {
         let usable = usable_cpus()?;
         let default = usable.len().min(self.shared.limits.workers_max);
         let wanted = self.shape.workers.unwrap_or(default).max(1);
@@ -96,9 +104,10 @@ impl Assembly<'_> {
             tracing::warn!(wanted, workers = count, "more workers than sockets are of no use");
         }
         let pinned = by_cpu && count == usable.len();
-        (0..count)
-            .map(|i| Worker::start(i, pinned.then(|| usable[i]), self.shared.clone()))
-            .collect()
+        let start = |i: usize| {
+            Worker::start(i, pinned.then(|| usable[i]), self.shared.clone(), gate.subscribe())
+        };
+        (0..count).map(start).collect()
     }
 }
 

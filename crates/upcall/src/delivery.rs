@@ -13,7 +13,7 @@ use ovs_features::Decision;
 use ovs_wire::datapath::{Datapath, UserFeatures};
 use ovs_wire::vport::Vport;
 use rustix::io::Errno;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use upcall_core::LedgerSnapshot;
 
 use crate::worker::Worker;
@@ -22,6 +22,8 @@ use crate::{DispatchMode, Error};
 /// Sockets and who reads them.
 pub(crate) struct Delivery {
     workers: Vec<Worker>,
+    /// Workers read sockets once it is open.
+    gate: watch::Sender<bool>,
     recv_buffer_bytes: usize,
     by_port: PerPort,
     /// The per-CPU table: port id by CPU id, never 0; empty on kernels that have none. In per-vport
@@ -45,7 +47,7 @@ enum PerPort {
 impl Delivery {
     /// Delivery by CPU: `sockets[cpu]`, each read by the worker that serves the CPU.
     pub(crate) async fn per_cpu(
-        workers: Vec<Worker>,
+        (workers, gate): (Vec<Worker>, watch::Sender<bool>),
         sockets: Vec<Arc<Socket>>,
         cpu_to_worker: impl Fn(usize) -> usize,
         recv_buffer_bytes: usize,
@@ -56,13 +58,13 @@ impl Delivery {
         }
         let table = sockets.iter().map(|s| s.port_id()).collect();
         let by_port = PerPort::Nothing;
-        Self::new(workers, by_port, table, sockets, recv_buffer_bytes, decision)
+        Self::new((workers, gate), by_port, table, sockets, recv_buffer_bytes, decision)
     }
 
     /// Delivery by port: sockets are made as ports come. `spares` take the upcalls of a kernel that
     /// someone switched to per-CPU dispatch, until it is switched back; empty where it has none.
     pub(crate) async fn per_vport(
-        workers: Vec<Worker>,
+        (workers, gate): (Vec<Worker>, watch::Sender<bool>),
         spares: Vec<Arc<Socket>>,
         table_len: usize,
         recv_buffer_bytes: usize,
@@ -74,11 +76,11 @@ impl Delivery {
         let ids = spares.iter().map(|s| s.port_id()).cycle();
         let table = ids.take(table_len).collect();
         let by_port = PerPort::Sockets(Mutex::default());
-        Self::new(workers, by_port, table, spares, recv_buffer_bytes, decision)
+        Self::new((workers, gate), by_port, table, spares, recv_buffer_bytes, decision)
     }
 
     fn new(
-        workers: Vec<Worker>,
+        (workers, gate): (Vec<Worker>, watch::Sender<bool>),
         by_port: PerPort,
         table: Vec<u32>,
         sockets: Vec<Arc<Socket>>,
@@ -87,6 +89,7 @@ impl Delivery {
     ) -> Self {
         Self {
             workers,
+            gate,
             recv_buffer_bytes,
             by_port,
             table,
@@ -99,6 +102,11 @@ impl Delivery {
     /// The same, for reasons that were found later.
     pub(crate) fn because(self, decision: Decision) -> Self {
         Self { decision, ..self }
+    }
+
+    /// Lets the workers read; until then upcalls queue.
+    pub(crate) fn open(&self) {
+        self.gate.send_replace(true);
     }
 
     /// Why this mode.

@@ -23,10 +23,10 @@ use crate::shared::Shared;
 use crate::sweep::{self, Sweeper};
 use crate::{Error, Failure, Handler, Info, LossByCause, Ports, Shape, Stats};
 
-/// How long sockets that the kernel no longer names are still read. It swaps a table without waiting
-/// for CPUs that are in the middle of an upcall (`ovs_dp_set_upcall_portids`), which takes them less
-/// than a scheduler tick.
-const GRACE: Duration = Duration::from_millis(200);
+/// How long the kernel may still send to sockets that it was told to forget: it swaps a table without
+/// waiting for CPUs that are in the middle of an upcall (`ovs_dp_set_upcall_portids`). Those cannot be
+/// preempted, so microseconds would do, were CPUs not emulated here and there.
+const GRACE: Duration = Duration::from_millis(20);
 
 /// Receives and answers the upcalls of one datapath until it is stopped.
 ///
@@ -94,7 +94,6 @@ impl Dispatcher {
     ) -> Self {
         let Parts { shared, delivery, sweep_sockets, failed_before } = parts;
         let sweeper = Sweeper::new(shared.clone(), builder.flow_idle);
-        let retired = retire_after_grace(delivery.clone(), builder.inherited.clone());
         let delivery = Arc::new(Mutex::new(delivery));
         let keeper = Keeper {
             control: control.clone(),
@@ -106,7 +105,6 @@ impl Dispatcher {
         let tasks = vec![
             supervise("the sweep of the flow table", shared.clone(), sweeping),
             supervise("the watch over the datapath", shared.clone(), keeper.run(events)),
-            tokio::spawn(retired),
         ];
         Self {
             control,
@@ -184,10 +182,9 @@ impl Dispatcher {
         }
     }
 
-    /// Changes what the dispatcher receives with, under load, without losing an upcall: new sockets
-    /// are read, then the kernel is told of them, then the old ones are read empty and closed.
-    ///
-    /// A flow that has packets in an old and a new socket at that moment may be reordered.
+    /// Changes what the dispatcher receives with, under load, without losing an upcall or its order:
+    /// the kernel is told of new sockets, the old ones are read empty and closed, then the new ones are
+    /// read.
     ///
     /// # Errors
     ///
@@ -209,6 +206,7 @@ impl Dispatcher {
         tokio::time::sleep(GRACE).await;
         let (_, drops) = old.sockets_and_drops();
         old.stop().await;
+        current.open();
         let mut past = self.past();
         past.ledger += old.ledger();
         past.drops += drops;
@@ -309,15 +307,6 @@ fn supervise(
     })
 }
 
-/// Reads the sockets of a predecessor until nothing can come any more.
-async fn retire_after_grace(delivery: Arc<Delivery>, inherited: Vec<Arc<Socket>>) {
-    if !inherited.is_empty() {
-        tokio::time::sleep(GRACE).await;
-        delivery.retire(&inherited).await;
-        tracing::info!(sockets = inherited.len(), "inherited sockets read empty and closed");
-    }
-}
-
 /// What a start produces.
 struct Parts {
     shared: Arc<Shared>,
@@ -368,7 +357,8 @@ impl Start<'_> {
         Ok(Parts { shared, delivery, sweep_sockets, failed_before })
     }
 
-    /// Adds the ports, and opens the gate once the handler knows them: what comes before, queues.
+    /// Adds the ports, and opens the gate once the handler knows them and what a predecessor left is
+    /// answered: what comes before, queues.
     async fn connect(
         &self,
         links: &Links,
@@ -378,7 +368,13 @@ impl Start<'_> {
     ) -> Result<(), Error> {
         self.add_ports(links, delivery, created).await?;
         shared.set_ports(to_ports(delivery.follow(self.control, self.dp.ifindex).await?));
-        shared.open.send_replace(true);
+        let inherited = &self.builder.inherited;
+        if !inherited.is_empty() {
+            tokio::time::sleep(GRACE).await;
+            delivery.retire(inherited).await;
+            tracing::info!(sockets = inherited.len(), "inherited sockets read empty and closed");
+        }
+        delivery.open();
         Ok(())
     }
 

@@ -23,8 +23,6 @@ pub(crate) struct Shared {
     pub(crate) sweep_now: Notify,
     /// Counts the times that decisions made before may have become wrong.
     epoch: AtomicU64,
-    /// May upcalls be read? Not before the handler knows the ports.
-    pub(crate) open: watch::Sender<bool>,
     /// Calls of the handler outside of upcalls that panicked.
     pub(crate) handler_panics: AtomicU64,
     /// Somebody else serves the datapath now.
@@ -61,7 +59,6 @@ impl Shared {
             flow_room: AtomicI64::new(limits.flows_max.cast_signed()),
             repairs: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
-            open: watch::Sender::new(false),
             handler_panics: AtomicU64::new(0),
             taken_over: AtomicBool::new(false),
             failure: watch::Sender::new(None),

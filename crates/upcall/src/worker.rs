@@ -46,18 +46,19 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// Starts worker `number`, on `cpu` if given. It answers on a socket of its own, opened here: in
-    /// the namespace of the calling thread.
+    /// the namespace of the calling thread. Sockets are read once `gate` is open.
     pub(crate) fn start(
         number: usize,
         cpu: Option<usize>,
         shared: Arc<Shared>,
+        gate: watch::Receiver<bool>,
     ) -> Result<Self, Error> {
         let tx = Socket::open().map_err(Error::system("open a netlink socket for answers"))?;
         let ledger = Arc::new(Ledger::default());
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (owned_ledger, tx) = (ledger.clone(), Arc::new(tx));
         let body = move || {
-            let why = run(cpu, shared.clone(), owned_ledger, tx, inbox);
+            let why = run(cpu, shared.clone(), owned_ledger, tx, inbox, gate);
             if let Err(err) = why {
                 shared.fail(Failure::WorkerEnded { worker: number, why: err.to_string() });
             }
@@ -101,6 +102,7 @@ fn run(
     ledger: Arc<Ledger>,
     tx: Arc<Socket>,
     inbox: mpsc::Receiver<Command>,
+    gate: watch::Receiver<bool>,
 ) -> io::Result<()> {
     if let Some(cpu) = cpu
         && let Err(err) = ovs_features::cpu::pin_to(cpu)
@@ -110,12 +112,11 @@ fn run(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())?;
-    let open = shared.open.subscribe();
     let engine = Engine::new(shared, ledger.clone(), tx.clone());
     let body = async move {
         let answers = AsyncSocket::new(tx.clone())?;
         tokio::task::spawn_local(read_replies(answers, ledger.clone()));
-        let ended = serve(Rc::new(RefCell::new(engine)), inbox, open).await;
+        let ended = serve(Rc::new(RefCell::new(engine)), inbox, gate).await;
         // What the kernel refused of the last batches, it has said by now.
         let mut buf = vec![0; REPLY_MAX];
         replies::drain(&mut buf, &ledger, |buf| tx.recv(buf))?;
@@ -129,14 +130,14 @@ fn run(
 async fn serve(
     engine: Rc<RefCell<Engine>>,
     mut inbox: mpsc::Receiver<Command>,
-    open: watch::Receiver<bool>,
+    gate: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let mut readers: HashMap<u32, (Rc<Reader>, AbortHandle)> = HashMap::new();
     while let Some(command) = inbox.recv().await {
         match command {
             Command::Serve(socket) => {
                 let reader = Rc::new(Reader::new(socket, engine.clone())?);
-                let task = tokio::task::spawn_local(reader.clone().run(open.clone()));
+                let task = tokio::task::spawn_local(reader.clone().run(gate.clone()));
                 readers.insert(reader.port_id(), (reader, task.abort_handle()));
             }
             Command::Retire(port_id, done) => {
@@ -177,9 +178,11 @@ impl Reader {
         self.socket.socket().port_id()
     }
 
-    async fn run(self: Rc<Self>, mut open: watch::Receiver<bool>) {
-        // The dispatcher is gone if this fails, and the worker about to end.
-        let _ = open.wait_for(|open| *open).await;
+    async fn run(self: Rc<Self>, mut gate: watch::Receiver<bool>) {
+        // The delivery is gone if this fails, and the worker about to end.
+        if gate.wait_for(|open| *open).await.is_err() {
+            return;
+        }
         loop {
             if let Err(err) = self.wait_and_read().await {
                 tracing::warn!(port_id = self.port_id(), %err, "cannot read an upcall socket");
