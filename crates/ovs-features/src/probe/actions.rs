@@ -2,7 +2,7 @@
 
 use ovs_datapath::{Control, ControlError};
 use ovs_wire::AttrBuilder;
-use ovs_wire::action::{Action, Actions};
+use ovs_wire::action::{Action, Actions, kind};
 use ovs_wire::flow::FlowPut;
 use ovs_wire::key::{EthernetKey, Ipv4Key, KeyAttr, MacAddr};
 use ovs_wire::nl::{NLM_F_ACK, OvsHeader};
@@ -16,6 +16,14 @@ use crate::finding::{Facts, Finding, Support};
 /// `ENOTSUPP` of the kernel, which has no name in user space: connection tracking compiled out
 /// (`net/openvswitch/conntrack.h`).
 const ENOTSUPP: i32 = 524;
+/// `NLA_F_NESTED`. Of all actions, PSAMPLE alone is refused without it: it is the only one that is
+/// read with `nla_parse_nested` (`validate_psample`, `net/openvswitch/flow_netlink.c`).
+const NESTED: u16 = 1 << 15;
+/// `OVS_PSAMPLE_ATTR_GROUP` with group 0, which nobody has to listen to.
+const PSAMPLE_GROUP: [u8; 8] = {
+    let (len, kind) = (8u16.to_ne_bytes(), 1u16.to_ne_bytes());
+    [len[0], len[1], kind[0], kind[1], 0, 0, 0, 0]
+};
 const METER_FEATURES: u8 = 1;
 const METER_VERSION: u8 = 1;
 const METER_ATTR_MAX_METERS: u16 = 7;
@@ -26,7 +34,10 @@ fn asked() -> [(Feature, Action<'static>); 6] {
     let none = Actions::new(&[]);
     [
         (Feature::Drop, Action::Drop(0)),
-        (Feature::Psample, Action::Psample { group: 1, cookie: None }),
+        (
+            Feature::Psample,
+            Action::Unknown { kind: kind::PSAMPLE | NESTED, payload: &PSAMPLE_GROUP },
+        ),
         (
             Feature::CheckPktLen,
             Action::CheckPktLen { pkt_len: 100, greater: none, less_equal: none },
@@ -137,7 +148,6 @@ fn read_max(reply: &[u8]) -> Option<u32> {
 mod tests {
     use super::*;
     use crate::ask::models::{Model, refused};
-    use ovs_wire::action::kind;
 
     #[tokio::test]
     async fn a_refused_action_is_unavailable_and_the_others_are_there() {
