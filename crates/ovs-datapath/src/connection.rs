@@ -1,17 +1,19 @@
 //! One generic-netlink connection of `netlink-proto`, with requests as bytes.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
+use futures::lock::Mutex;
 use netlink_packet_core::{
     NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_proto::sys::{SocketAddr, protocols::NETLINK_GENERIC};
 use netlink_proto::{Connection, ConnectionHandle};
 use netlink_sys::AsyncSocket;
-use ovs_wire::nl::{NLMSG_ERROR, NlAck, NlMsg};
+use ovs_wire::nl::{NLM_F_DUMP, NLMSG_ERROR, NlAck, NlMsg};
 
 use crate::ControlError;
 
@@ -57,6 +59,9 @@ pub(crate) struct Requests {
     limit: Duration,
     /// The socket's own: notifications of a change name the socket that asked for it.
     pub(crate) port_id: u32,
+    /// Held by the dump that is under way: a socket has one at a time, and a second one is refused
+    /// with `EBUSY` (`__netlink_dump_start`, `net/netlink/af_netlink.c`).
+    dump: Arc<Mutex<()>>,
 }
 
 /// Opens a connection in the network namespace of the calling thread and drives it on the current
@@ -77,7 +82,7 @@ pub(crate) fn open(
         socket.add_membership(*group).map_err(socket_error("NETLINK_ADD_MEMBERSHIP"))?;
     }
     tokio::spawn(connection);
-    Ok((Requests { handle, limit, port_id }, unsolicited))
+    Ok((Requests { handle, limit, port_id, dump: Arc::default() }, unsolicited))
 }
 
 impl Requests {
@@ -91,6 +96,8 @@ impl Requests {
         flags: u16,
         payload: Vec<u8>,
     ) -> Result<Vec<Vec<u8>>, ControlError> {
+        let dumps = flags & NLM_F_DUMP == NLM_F_DUMP;
+        let _turn = if dumps { Some(self.dump.lock().await) } else { None };
         let mut header = NetlinkHeader::default();
         header.flags = flags;
         let message =
