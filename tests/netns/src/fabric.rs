@@ -13,8 +13,8 @@ const ETHERTYPE_MARK: u16 = 0x88b7;
 ///
 /// That a frame does *not* reach a host is known without waiting: a broadcast is sent behind it from
 /// the same link, and another one from another host, and what had not arrived before them was not
-/// sent there. That holds for switches that flood broadcasts and keep the order of a port and CPU;
-/// so the thread stays on CPU 0.
+/// sent there. That holds for switches that flood broadcasts, install no flow for them before the
+/// frame has one, and keep the order of a port and CPU; so the thread stays on CPU 0.
 #[derive(Debug)]
 pub struct Fabric {
     links: Vec<RawSocket>,

@@ -33,21 +33,21 @@ fn learn(lab: &Lab) -> TestResult {
 
 #[test]
 fn both_signals_end_it_and_nothing_is_left() -> TestResult {
-    for mode in modes() {
-        for signal in [Signal::TERM, Signal::INT] {
-            let lab = Lab::start(Hosts::new(2)?, |builder| builder.dispatch(mode))?;
-            learn(&lab)?;
-            let Lab { hosts, daemon } = lab;
-            daemon.signal(signal)?;
-            let exit = daemon.wait_exit(SOON)?;
-            ensure!(exit.status.code() == Some(0), "{signal:?}: {}\n{}", exit.status, exit.log);
-            ensure!(exit.stats.is_some_and(|stats| stats.final_line));
-            ensure!(datapath(&hosts.switch)?.is_none(), "{signal:?} leaves the datapath");
-            let links = hosts.switch.links(async |links| links.list().await)?;
-            let names: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
-            ensure!(names == ["lo", "p0", "p1"], "{names:?}");
-            ensure!(links.iter().all(|link| link.controller.is_none()), "{links:?}");
-        }
+    let newest = modes()[0];
+    let oldest = modes()[modes().len() - 1];
+    for (mode, signal) in [(newest, Signal::TERM), (oldest, Signal::INT)] {
+        let lab = Lab::start(Hosts::new(2)?, |builder| builder.dispatch(mode))?;
+        learn(&lab)?;
+        let Lab { hosts, daemon } = lab;
+        daemon.signal(signal)?;
+        let exit = daemon.wait_exit(SOON)?;
+        ensure!(exit.status.code() == Some(0), "{signal:?}: {}\n{}", exit.status, exit.log);
+        ensure!(exit.stats.is_some_and(|stats| stats.final_line));
+        ensure!(datapath(&hosts.switch)?.is_none(), "{signal:?} leaves the datapath");
+        let links = hosts.switch.links(async |links| links.list().await)?;
+        let names: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
+        ensure!(names == ["lo", "p0", "p1"], "{names:?}");
+        ensure!(links.iter().all(|link| link.controller.is_none()), "{links:?}");
     }
     Ok(())
 }
