@@ -78,7 +78,7 @@ pub async fn survey(control: &Control, dp: &Datapath) -> Result<Vec<Finding>, Co
     let conclusive = by_attributes.support == Support::Unavailable;
     let mut findings = vec![by_attributes];
     if !conclusive {
-        findings.push(checks_features(control, dp).await?);
+        findings.push(checks_features(&OnKernel { control, dp }, dp.features).await?);
     }
     Ok(findings)
 }
@@ -104,9 +104,9 @@ fn per_cpu_attribute(families: &Families) -> Finding {
 
 /// Asks for a feature that does not exist: a kernel that agrees does not check features (before 5.4),
 /// so its agreement to per-CPU dispatch would mean nothing.
-async fn checks_features(control: &Control, dp: &Datapath) -> Result<Finding, ControlError> {
+async fn checks_features(ask: &impl Ask, before: UserFeatures) -> Result<Finding, ControlError> {
     let kernel = kernel_release();
-    match control.set_datapath(dp, dp.features | UserFeatures::IMPOSSIBLE, None).await {
+    match ask.set(before | UserFeatures::IMPOSSIBLE, None).await {
         Err(err) if err.is(Errno::OPNOTSUPP) => Ok(Finding::new(
             NEGOTIATION,
             Support::Available,
@@ -114,7 +114,7 @@ async fn checks_features(control: &Control, dp: &Datapath) -> Result<Finding, Co
         )),
         Err(err) => Err(err),
         Ok(()) => {
-            control.set_datapath(dp, dp.features, None).await?;
+            ask.set(before, None).await?;
             Ok(Finding::new(
                 NEGOTIATION,
                 Support::Unavailable,
@@ -243,6 +243,21 @@ mod tests {
             assert!(switch_on(&model, before, table).await.is_err());
             assert_eq!(model.features(), before.bits());
         }
+    }
+
+    #[tokio::test]
+    async fn a_kernel_before_5_4_is_found_out_and_its_agreement_undone() {
+        let model = Model::new(None);
+        model.state.borrow_mut().features = UserFeatures::VPORT_PIDS;
+        let finding = checks_features(&model, UserFeatures::VPORT_PIDS).await.unwrap();
+        assert_eq!(finding.support, Support::Unavailable);
+        assert_eq!(model.features(), UserFeatures::VPORT_PIDS.bits());
+        assert_eq!(choose(Wanted::Auto, vec![finding]).mode, DispatchMode::PerVport);
+        let model = Model::new(Some(0b1111));
+        let finding = checks_features(&model, UserFeatures::empty()).await.unwrap();
+        assert_eq!((finding.support, model.sets.borrow().len()), (Support::Available, 1));
+        let model = Model { refuses_all: Some(Errno::PERM), ..Model::new(None) };
+        assert!(checks_features(&model, UserFeatures::empty()).await.is_err());
     }
 
     #[tokio::test]

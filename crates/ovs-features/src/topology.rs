@@ -97,6 +97,12 @@ impl Topology {
         self.cpus.iter().map(|cpu| cpu.siblings.len()).max().unwrap_or(1).max(1)
     }
 
+    /// The hardware threads of each core that is online, each core once.
+    pub fn cores(&self) -> Vec<&[usize]> {
+        let firsts = self.cpus.iter().filter(|cpu| cpu.siblings.first() == Some(&cpu.id));
+        firsts.map(|cpu| cpu.siblings.as_slice()).collect()
+    }
+
     /// NUMA nodes that have CPUs, in order.
     pub fn nodes(&self) -> Vec<usize> {
         let mut nodes: Vec<_> = self.cpus.iter().filter_map(|cpu| cpu.node).collect();
@@ -221,6 +227,7 @@ mod tests {
         assert_eq!((cpu(8).siblings.as_slice(), cpu(8).node), ([8, 10].as_slice(), Some(1)));
         assert_eq!((cpu(11).siblings.as_slice(), cpu(11).node), ([].as_slice(), Some(1)));
         assert_eq!((topology.threads_per_core(), topology.nodes()), (2, vec![0, 1]));
+        assert_eq!(topology.cores(), [[0, 2].as_slice(), &[8, 10]]);
     }
 
     #[test]

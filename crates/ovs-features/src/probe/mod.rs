@@ -106,20 +106,19 @@ impl Probe {
         control: &Result<Control, ControlError>,
         found: &mut HashMap<Feature, Finding>,
     ) {
-        let asked = match control {
-            Ok(_) => scratch::with_datapath(on_scratch).await,
-            Err(ControlError::NoFamily { family }) => Err(ControlError::NoFamily { family }),
-            Err(_) => Err(ControlError::Closed),
+        let all_open = |err: &ControlError| -> Vec<_> {
+            let tried = Feature::all().filter(|feature| feature.needs_scratch());
+            tried.map(|feature| (feature, Finding::open(feature.title(), err))).collect()
         };
-        let answers = match asked {
-            Ok((answers, place)) => {
-                self.place = Some(place);
-                answers
-            }
-            Err(err) => Feature::all()
-                .filter(|feature| feature.needs_scratch())
-                .map(|feature| (feature, Finding::open(feature.title(), &err)))
-                .collect(),
+        let answers = match control {
+            Err(err) => all_open(err),
+            Ok(_) => match scratch::with_datapath(on_scratch).await {
+                Err(err) => all_open(&err),
+                Ok((answers, place)) => {
+                    self.place = Some(place);
+                    answers
+                }
+            },
         };
         for (feature, finding) in answers {
             found.entry(feature).or_insert(finding);
