@@ -145,7 +145,8 @@ fn cpus(out: &mut String, topology: &Result<Topology, String>) {
         "housekeeping",
         &format!("{} (own, not isolated)", list_text(&topology.housekeeping())),
     );
-    row(out, "threads of a core", &topology.threads_per_core().to_string());
+    let cores: Vec<_> = topology.cores().into_iter().map(list_text).collect();
+    row(out, "cores", &if cores.is_empty() { "unknown".into() } else { cores.join("; ") });
     let of_node = |node: &usize| {
         let on_it = topology.cpus.iter().filter(|cpu| cpu.node == Some(*node));
         format!("{node}: {}", list_text(&on_it.map(|cpu| cpu.id).collect::<Vec<_>>()))
