@@ -2,6 +2,7 @@
 //! it changes nothing; and what kernels do with features and tables, on which the probe stands.
 #![allow(missing_docs, reason = "a test binary")]
 
+use std::fmt::Write as _;
 use std::fs;
 use std::process::{Command, Output, Stdio};
 
@@ -72,7 +73,7 @@ async fn inventory(control: &Control) -> anyhow::Result<String> {
     for dp in control.datapaths().await? {
         let ports = control.vports(dp.ifindex).await?;
         let flows = control.flows(dp.ifindex, |flow| format!("{flow:?}")).await?;
-        text.push_str(&format!("\n{dp:?}\n{ports:?}\n{flows:?}"));
+        write!(text, "\n{dp:?}\n{ports:?}\n{flows:?}")?;
     }
     Ok(text)
 }
@@ -83,7 +84,7 @@ async fn seen(control: &Control, events: &mut Events, marker: &str) -> anyhow::R
     control.create_datapath(marker, UserFeatures::UNALIGNED).await?;
     let mut names = Vec::new();
     loop {
-        let event = events.next().await.context("the events ended")?;
+        let event = events.recv().await.context("the events ended")?;
         match event.object {
             Object::Datapath(dp) if dp.name == marker => return Ok(names),
             Object::Datapath(dp) => names.push(dp.name),
@@ -176,8 +177,7 @@ async fn set(
     table: Option<&[u8]>,
 ) -> Result<(u8, Datapath), ControlError> {
     let mut payload = Vec::new();
-    let header =
-        OvsHeader { cmd: cmd::SET, version: datapath::VERSION, dp_ifindex: dp.ifindex };
+    let header = OvsHeader { cmd: cmd::SET, version: datapath::VERSION, dp_ifindex: dp.ifindex };
     let written = header.write(&mut payload, |b| {
         features.map(|features| b.u32(attr::USER_FEATURES, features.bits()));
         table.map(|table| b.bytes(attr::PER_CPU_PIDS, table));
