@@ -73,6 +73,7 @@ impl Got {
     ///
     /// # Panics
     /// If it is malformed.
+    #[must_use]
     pub fn reversed(&self) -> Self {
         let (header, body) = self.payload.split_at(ovs_wire::nl::OVS_HDR_LEN);
         let attrs: Vec<_> =

@@ -2,6 +2,7 @@
 #![allow(missing_docs, reason = "a test binary")]
 
 use anyhow::{Context as _, ensure};
+use netlink_io::Socket;
 use netns_tests::{Bench, Lab, SOON, TestResult, bench, has_per_cpu, since, skip_ok, station};
 use ovs_features::{DispatchMode, cpu};
 use upcall_testkit::{Frame, Hosts, raw::ETHERTYPE_EXPERIMENTAL, wait_until};
@@ -52,7 +53,7 @@ fn a_short_table_is_used_modulo_its_length() -> TestResult {
     }
     bench(1, DispatchMode::PerCpu, async |bench| {
         for length in [1, 2] {
-            let table: Vec<u32> = bench.sockets[..length].iter().map(|s| s.port_id()).collect();
+            let table: Vec<u32> = bench.sockets[..length].iter().map(Socket::port_id).collect();
             bench.set_table(&table).await?;
             let expected: Vec<_> = cpu::usable()?.iter().map(|cpu| cpu % length).collect();
             ensure!(from_each_cpu(bench)? == expected, "with a table of {length}");
@@ -68,7 +69,7 @@ fn a_zero_in_the_table_loses_that_cpus_packets_and_they_are_counted() -> TestRes
     }
     bench(2, DispatchMode::PerCpu, async |bench| {
         let cpus = cpu::usable()?;
-        let mut table: Vec<u32> = bench.sockets.iter().map(|s| s.port_id()).collect();
+        let mut table: Vec<u32> = bench.sockets.iter().map(Socket::port_id).collect();
         let last = *cpus.last().context("a CPU")?;
         table[last] = 0;
         bench.set_table(&table).await?;

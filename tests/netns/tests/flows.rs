@@ -106,12 +106,15 @@ impl Packet {
         match self.protocol {
             P::Other | P::Llc => {}
             P::Arp => {
-                all.extend([(MatchFields::ARP, addresses.0), (MatchFields::ARP, addresses.1)])
+                all.extend([(MatchFields::ARP, addresses.0), (MatchFields::ARP, addresses.1)]);
             }
             // The target is the destination: a solicitation differs in both.
             P::Nd => all.push((MatchFields::IP_SRC, addresses.0)),
             P::Icmp4 | P::Icmp6 => {
-                all.extend([(MatchFields::IP_SRC, addresses.0), (MatchFields::IP_DST, addresses.1)])
+                all.extend([
+                    (MatchFields::IP_SRC, addresses.0),
+                    (MatchFields::IP_DST, addresses.1),
+                ]);
             }
             P::Udp4 | P::Tcp4 | P::Udp6 | P::Tcp6 => all.extend([
                 (MatchFields::IP_SRC, addresses.0),

@@ -250,12 +250,9 @@ fn flags_that_make_no_sense() -> TestResult {
 }
 
 #[test]
-fn a_kernel_without_the_module() -> TestResult {
-    skip_ok(
-        "a_kernel_without_the_module",
-        "the module is loaded here, and cannot be unloaded safely",
-    );
-    Ok(())
+fn a_kernel_without_the_module() {
+    let reason = "the module is loaded here, and cannot be unloaded safely";
+    skip_ok("a_kernel_without_the_module", reason);
 }
 
 #[test]

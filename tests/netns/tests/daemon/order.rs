@@ -13,7 +13,7 @@ const FLOWS: u32 = 40;
 const BURST: u32 = 20;
 
 /// Bursts of new flows from one CPU through the switch. Flows are told apart by their ports
-/// (`--install exact`), so each burst finds no flow and is overtaken by nobody.
+/// (`--install exact`), so each burst sets up a flow of its own.
 #[test]
 fn a_burst_that_sets_its_flow_up_arrives_in_order() -> TestResult {
     for mode in modes() {
@@ -32,8 +32,11 @@ fn a_burst_that_sets_its_flow_up_arrives_in_order() -> TestResult {
                 "{mode}, {install}: {totals:?}"
             );
             ensure!(totals.duplicates + totals.foreign == 0, "{mode}, {install}: {totals:?}");
-            ensure!(totals.reordered == 0, "{mode}, {install}: {totals:?}");
             let stats = lab.finish_after_races()?;
+            // Without flows nothing can overtake. With them, what came up while its flow went in can
+            // be overtaken (contract O3); then the ledger owns up to it.
+            let late = if install == "never" { 0 } else { stats.install_stragglers };
+            ensure!(totals.reordered <= late, "{mode}, {install}: {totals:?} {stats:?}");
             ensure!(stats.kernel_lost == 0, "{mode}, {install}: {stats:?}");
         }
     }

@@ -19,7 +19,7 @@ fn headers<'k>(key: FlowKey<'k>) -> anyhow::Result<Vec<KeyAttr<'k>>> {
 
 /// Sends a frame that misses and checks all that does not depend on its protocol; `check` gets the
 /// headers behind the Ethernet addresses.
-async fn miss(
+fn miss(
     bench: &mut Bench,
     bytes: &[u8],
     check: impl Fn(&[KeyAttr<'_>]) -> TestResult,
@@ -82,7 +82,7 @@ fn udp() -> TestResult {
             ensure!(bytes.len() == 62);
             let ports = PortsKey { src: 1000, dst: 53 };
             let wanted = [KeyAttr::EtherType(0x0800), ipv4(17), KeyAttr::Udp(ports)];
-            miss(bench, &bytes, |found| expect(found, &wanted)).await
+            miss(bench, &bytes, |found| expect(found, &wanted))
         })?;
     }
     Ok(())
@@ -96,10 +96,10 @@ fn tcp_with_its_flags() -> TestResult {
         let behind = [KeyAttr::Tcp(ports), KeyAttr::TcpFlags(0x002)];
         let bytes = frame().tcp(at(IP1, 1000), at(IP2, 80), (1, syn), &[])?;
         let wanted = [KeyAttr::EtherType(0x0800), ipv4(6), behind[0], behind[1]];
-        miss(bench, &bytes, |found| expect(found, &wanted)).await?;
+        miss(bench, &bytes, |found| expect(found, &wanted))?;
         let bytes = frame().tcp(at(IP6_1, 1000), at(IP6_2, 80), (1, syn), &[])?;
         let wanted = [KeyAttr::EtherType(0x86dd), ipv6(6), behind[0], behind[1]];
-        miss(bench, &bytes, |found| expect(found, &behind_ipv6(&wanted))).await
+        miss(bench, &bytes, |found| expect(found, &behind_ipv6(&wanted)))
     })
 }
 
@@ -110,7 +110,7 @@ fn arp() -> TestResult {
         let arp =
             ArpKey { sip: IP1, tip: IP2, op: 1, sha: MacAddr(station(1)), tha: MacAddr::default() };
         let wanted = [KeyAttr::EtherType(0x0806), KeyAttr::Arp(arp)];
-        miss(bench, &bytes, |found| expect(found, &wanted)).await
+        miss(bench, &bytes, |found| expect(found, &wanted))
     })
 }
 
@@ -120,16 +120,16 @@ fn icmp_and_neighbour_discovery() -> TestResult {
         let bytes = frame().echo_request(IP1.into(), IP2.into(), (1, 2), b"ping")?;
         let echo = IcmpKey { kind: 8, code: 0 };
         let wanted = [KeyAttr::EtherType(0x0800), ipv4(1), KeyAttr::Icmp(echo)];
-        miss(bench, &bytes, |found| expect(found, &wanted)).await?;
+        miss(bench, &bytes, |found| expect(found, &wanted))?;
         let bytes = frame().echo_request(IP6_1.into(), IP6_2.into(), (1, 2), b"ping")?;
         let echo = IcmpKey { kind: 128, code: 0 };
         let wanted = [KeyAttr::EtherType(0x86dd), ipv6(58), KeyAttr::Icmpv6(echo)];
-        miss(bench, &bytes, |found| expect(found, &behind_ipv6(&wanted))).await?;
+        miss(bench, &bytes, |found| expect(found, &behind_ipv6(&wanted)))?;
         let nd = NdKey { target: IP6_2, sll: MacAddr(station(1)), tll: MacAddr::default() };
         let solicitation = IcmpKey { kind: 135, code: 0 };
         let wanted =
             [KeyAttr::EtherType(0x86dd), ipv6(58), KeyAttr::Icmpv6(solicitation), KeyAttr::Nd(nd)];
-        miss(bench, &neighbour_solicitation(), |found| expect(found, &behind_ipv6(&wanted))).await
+        miss(bench, &neighbour_solicitation(), |found| expect(found, &behind_ipv6(&wanted)))
     })
 }
 
@@ -195,6 +195,6 @@ fn an_802_2_frame_has_no_ethernet_type_in_its_key() -> TestResult {
     bench(1, mode(), async |bench| {
         // A length instead of a type: LLC, as spanning tree uses it.
         let bytes = Frame::new(station(1), station(2)).raw(46, &[0x42; 46]);
-        miss(bench, &bytes, |found| expect(found, &[])).await
+        miss(bench, &bytes, |found| expect(found, &[]))
     })
 }
