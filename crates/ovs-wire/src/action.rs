@@ -9,6 +9,7 @@ pub mod kind;
 
 pub use buf::ActionBuf;
 
+use crate::attr::NESTED;
 use crate::key::{EthernetKey, FlowKey, KeyAttr, LAYOUT_MAX, VlanTci, kind as key};
 use crate::{Attr, AttrBuilder, Attrs, WireError};
 
@@ -308,7 +309,9 @@ impl<'a> Action<'a> {
                 });
             }
             Self::Psample { group, cookie } => {
-                b.nest(kind::PSAMPLE, |b| {
+                // The only action the kernel reads with `nla_parse_nested`, which wants the flag
+                // (`validate_psample`, net/openvswitch/flow_netlink.c).
+                b.nest(kind::PSAMPLE | NESTED, |b| {
                     b.u32(PSAMPLE_GROUP, group);
                     cookie.map(|cookie| b.bytes(PSAMPLE_COOKIE, cookie));
                 });

@@ -6,6 +6,8 @@ use crate::WireError;
 pub const HEADER_LEN: usize = 4;
 /// The type's bits; the two above them are `NLA_F_NESTED` and `NLA_F_NET_BYTEORDER`.
 pub const TYPE_MASK: u16 = 0x3fff;
+/// `NLA_F_NESTED`: the value is attributes.
+pub const NESTED: u16 = 0x8000;
 
 /// Rounds up to the netlink alignment of 4 bytes.
 pub const fn align(len: usize) -> usize {

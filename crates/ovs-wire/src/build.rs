@@ -11,7 +11,8 @@ pub const PAYLOAD_MAX: usize = u16::MAX as usize - HEADER_LEN;
 ///
 /// The first value that does not fit is remembered and returned by [`AttrBuilder::finish`]; what
 /// follows it is ignored, so that a chain of writes needs one check. Nested attributes are written
-/// without `NLA_F_NESTED`, as every kernel's Open vSwitch accepts them.
+/// without `NLA_F_NESTED`, which the kernel's Open vSwitch asks for in one place alone (PSAMPLE); there it
+/// is part of `kind`.
 #[derive(Debug)]
 pub struct AttrBuilder<'b> {
     buf: &'b mut Vec<u8>,

@@ -2,7 +2,7 @@
 
 use ovs_datapath::{Control, ControlError};
 use ovs_wire::AttrBuilder;
-use ovs_wire::action::{Action, Actions, kind};
+use ovs_wire::action::{Action, Actions};
 use ovs_wire::flow::FlowPut;
 use ovs_wire::key::{EthernetKey, Ipv4Key, KeyAttr, MacAddr};
 use ovs_wire::nl::{NLM_F_ACK, OvsHeader};
@@ -16,14 +16,6 @@ use crate::finding::{Facts, Finding, Support};
 /// `ENOTSUPP` of the kernel, which has no name in user space: connection tracking compiled out
 /// (`net/openvswitch/conntrack.h`).
 const ENOTSUPP: i32 = 524;
-/// `NLA_F_NESTED`. Of all actions, PSAMPLE alone is refused without it: it is the only one that is
-/// read with `nla_parse_nested` (`validate_psample`, `net/openvswitch/flow_netlink.c`).
-const NESTED: u16 = 1 << 15;
-/// `OVS_PSAMPLE_ATTR_GROUP` with group 0, which nobody has to listen to.
-const PSAMPLE_GROUP: [u8; 8] = {
-    let (len, kind) = (8u16.to_ne_bytes(), 1u16.to_ne_bytes());
-    [len[0], len[1], kind[0], kind[1], 0, 0, 0, 0]
-};
 const METER_FEATURES: u8 = 1;
 const METER_VERSION: u8 = 1;
 const METER_ATTR_MAX_METERS: u16 = 7;
@@ -34,10 +26,8 @@ fn asked() -> [(Feature, Action<'static>); 6] {
     let none = Actions::new(&[]);
     [
         (Feature::Drop, Action::Drop(0)),
-        (
-            Feature::Psample,
-            Action::Unknown { kind: kind::PSAMPLE | NESTED, payload: &PSAMPLE_GROUP },
-        ),
+        // A group that nobody has to listen to.
+        (Feature::Psample, Action::Psample { group: 0, cookie: None }),
         (
             Feature::CheckPktLen,
             Action::CheckPktLen { pkt_len: 100, greater: none, less_equal: none },
@@ -151,7 +141,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refused_action_is_unavailable_and_the_others_are_there() {
-        let without_actions = vec![kind::DROP, kind::PSAMPLE];
+        let without_actions = vec![ovs_wire::action::kind::DROP, ovs_wire::action::kind::PSAMPLE];
         let model = Model { without_actions, ..Model::new(Some(0b1111)) };
         for (feature, finding) in probe(&model).await {
             let expected = match feature {
