@@ -184,7 +184,8 @@ impl Dispatcher {
 
     /// Changes what the dispatcher receives with, under load, without losing an upcall or its order:
     /// the kernel is told of new sockets, the old ones are read empty and closed, then the new ones are
-    /// read.
+    /// read. (Per-vport dispatch on a kernel that has per-CPU dispatch keeps every upcall, but may
+    /// reorder: the table that waits behind it can be set only while the kernel dispatches by CPU.)
     ///
     /// # Errors
     ///

@@ -1,10 +1,14 @@
 //! What a daemon says: its log, its statistics, its word that it is ready.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::io::{BufRead, BufReader, ErrorKind, IoSliceMut, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::stats::Stats;
 
@@ -24,6 +28,8 @@ struct State {
     stats: Option<Stats>,
     ready: bool,
     stopped: bool,
+    /// The file-descriptor store of a service manager: name and descriptor.
+    stored: Vec<(String, OwnedFd)>,
 }
 
 impl State {
@@ -52,6 +58,11 @@ impl Captured {
 
     pub(super) fn stats(&self) -> Option<Stats> {
         self.state().stats.clone()
+    }
+
+    /// Copies of the stored descriptors.
+    pub(super) fn stored(&self) -> std::io::Result<Vec<OwnedFd>> {
+        self.state().stored.iter().map(|(_, fd)| fd.try_clone()).collect()
     }
 
     pub(super) fn find_line(&self, text: &str) -> Option<String> {
@@ -84,18 +95,13 @@ impl Captured {
     /// Reads the messages to the service manager (`sd_notify(3)`), all of them: a full socket would
     /// block the daemon.
     pub(super) fn read_notifications(&self, socket: &UnixDatagram) {
-        let mut buffer = [0; 4096];
         if let Err(error) = socket.set_read_timeout(Some(TICK)) {
             self.state().push_line(format!("(no notifications: {error})"));
             return;
         }
         loop {
-            match socket.recv(&mut buffer) {
-                Ok(len) => {
-                    if says_ready(&buffer[..len]) {
-                        self.state().ready = true;
-                    }
-                }
+            match receive(socket) {
+                Ok((message, fds)) => self.notified(&message, fds),
                 Err(error) if is_pause(error.kind()) => {
                     if self.state().stopped {
                         return;
@@ -110,12 +116,46 @@ impl Captured {
     }
 }
 
-fn is_pause(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+impl Captured {
+    /// Does what a service manager does with a message (`sd_notify(3)`).
+    fn notified(&self, message: &[u8], fds: Vec<OwnedFd>) {
+        let lines: Vec<_> = message.split(|&byte| byte == b'\n').collect();
+        let says = |line: &str| lines.contains(&line.as_bytes());
+        let name = lines.iter().find_map(|line| line.strip_prefix(b"FDNAME="));
+        let name = name.map(|name| String::from_utf8_lossy(name).into_owned()).unwrap_or_default();
+        let mut state = self.state();
+        state.ready |= says("READY=1");
+        if says("FDSTOREREMOVE=1") {
+            state.stored.retain(|(stored, _)| *stored != name);
+        }
+        if says("FDSTORE=1") {
+            state.stored.extend(fds.into_iter().map(|fd| (name.clone(), fd)));
+        }
+    }
 }
 
-fn says_ready(message: &[u8]) -> bool {
-    message.split(|&byte| byte == b'\n').any(|line| line == b"READY=1")
+/// A message and the descriptors that came with it.
+fn receive(socket: &UnixDatagram) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut message = vec![0; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let iov = &mut [IoSliceMut::new(&mut message)];
+    let received = rustix::net::recvmsg(socket, iov, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let mut fds = Vec::new();
+    for part in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = part {
+            fds.extend(rights);
+        }
+    }
+    message.truncate(received.bytes);
+    Ok((message, fds))
+}
+
+/// Descriptors of one message that are kept.
+const FDS_MAX: usize = 16;
+
+fn is_pause(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
 /// Calls `work` with each line until the end, whatever its bytes are.
@@ -158,9 +198,25 @@ mod tests {
 
     #[test]
     fn ready_is_a_line_of_its_own() {
-        assert!(says_ready(b"READY=1"));
-        assert!(says_ready(b"STATUS=fine\nREADY=1\n"));
-        assert!(!says_ready(b"STATUS=READY=1"));
-        assert!(!says_ready(b"READY=0"));
+        let ready = |message: &[u8]| {
+            let captured = Captured::default();
+            captured.notified(message, Vec::new());
+            captured.is_ready()
+        };
+        assert!(ready(b"READY=1"));
+        assert!(ready(b"STATUS=fine\nREADY=1\n"));
+        assert!(!ready(b"STATUS=READY=1"));
+        assert!(!ready(b"READY=0"));
+    }
+
+    #[test]
+    fn descriptors_are_stored_and_removed_by_name() {
+        let captured = Captured::default();
+        let fd = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        captured.notified(b"FDSTORE=1\nFDNAME=a", vec![fd()]);
+        captured.notified(b"FDSTORE=1\nFDNAME=b", vec![fd()]);
+        assert_eq!(captured.stored().unwrap().len(), 2);
+        captured.notified(b"FDSTOREREMOVE=1\nFDNAME=a", vec![]);
+        assert_eq!(captured.stored().unwrap().len(), 1);
     }
 }

@@ -6,6 +6,7 @@ mod stats;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -41,6 +42,7 @@ pub struct UpcalldBuilder {
     program: Option<PathBuf>,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
+    adopted: Vec<Arc<OwnedFd>>,
 }
 
 impl UpcalldBuilder {
@@ -50,6 +52,7 @@ impl UpcalldBuilder {
             program: std::env::var_os(UPCALLD_BIN).map(PathBuf::from),
             arguments: vec!["run".into()],
             environment: Vec::new(),
+            adopted: Vec::new(),
         };
         builder.option("--datapath", datapath)
     }
@@ -117,6 +120,13 @@ impl UpcalldBuilder {
         self
     }
 
+    /// Gives the daemon the upcall sockets that another one stored ([`Upcalld::stored_sockets`]).
+    #[must_use]
+    pub fn adopt(mut self, sockets: Vec<OwnedFd>) -> Self {
+        self.adopted = sockets.into_iter().map(Arc::new).collect();
+        self
+    }
+
     /// Sets a variable of the daemon's environment.
     #[must_use]
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
@@ -148,11 +158,24 @@ impl UpcalldBuilder {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own: Ctrl-C at a terminal reaches the guard, which then stops the daemon.
         command.process_group(0);
+        let inherited = self.inheritable()?;
+        if !inherited.is_empty() {
+            let numbers: Vec<_> = inherited.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
+            command.args(["--adopt", &numbers.join(",")]);
+        }
         // A child starts in the namespace of the thread that forks it.
         let child = ns
             .run(|| command.spawn())?
             .map_err(Error::system(format!("execute {}", command.get_program().display())))?;
         Upcalld::watch(child, notify, directory)
+    }
+
+    /// Copies of the adopted sockets that a child gets: not closed on exec, so they are made as late
+    /// and dropped as soon as can be.
+    fn inheritable(&self) -> Result<Vec<OwnedFd>> {
+        let copy = |fd: &Arc<OwnedFd>| rustix::io::dup(fd);
+        let copies = self.adopted.iter().map(copy).collect::<rustix::io::Result<Vec<_>>>();
+        copies.map_err(Error::system("copy a socket"))
     }
 
     fn command(&self) -> Result<Command> {
@@ -243,6 +266,14 @@ impl Upcalld {
                 Err(self.failed(format!("was not ready after {waited}")))
             }
         }
+    }
+
+    /// The upcall sockets that the daemon keeps with its service manager, which is this guard.
+    ///
+    /// # Errors
+    /// [`Error::System`] when they cannot be copied.
+    pub fn stored_sockets(&self) -> Result<Vec<OwnedFd>> {
+        self.captured.stored().map_err(Error::system("copy the stored sockets"))
     }
 
     /// Process id.
