@@ -45,9 +45,10 @@ pub(crate) struct Args {
     /// Seconds for each fuzz target; 0 leaves them out
     #[arg(long, value_name = "N", default_value_t = 5)]
     fuzz_seconds: u64,
-    /// Kernels that run at the same time
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    jobs: u32,
+    /// Kernels that run at the same time; an emulated machine keeps one CPU busy [default: 2, if there
+    /// are as many CPUs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    jobs: Option<u32>,
     #[command(flatten)]
     origin: Origin,
     #[command(flatten)]
@@ -135,7 +136,9 @@ fn real_kernels(args: &Args, stages: &mut Vec<Stage>) {
     }));
     let Some(programs) = programs else { return };
     let kernels = kernels_of(args);
-    stages.extend(in_turns(args.jobs as usize, &kernels, |(name, kernel)| match kernel {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let jobs = args.jobs.map_or(cpus.min(2), |jobs| jobs as usize);
+    stages.extend(in_turns(jobs, &kernels, |(name, kernel)| match kernel {
         Ok(kernel) => stage(&kernel.release, || on_kernel(args, kernel, &programs)),
         Err(e) => cannot_be_had(name, args.require, e),
     }));

@@ -86,6 +86,11 @@ pub(crate) fn open(
 }
 
 impl Requests {
+    /// The same connection, with another time limit.
+    pub(crate) fn within(&self, limit: Duration) -> Self {
+        Self { limit, ..self.clone() }
+    }
+
     /// Sends one request and gives the payloads of its replies. Asks for an acknowledgement, so that
     /// every request is answered: `netlink-proto` forgets to wake up behind requests that are not,
     /// and never ends their reply streams.

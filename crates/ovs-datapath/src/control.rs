@@ -14,9 +14,13 @@ use rustix::io::Errno;
 use crate::ControlError;
 use crate::connection::{self, Requests};
 
-/// How long a request may take. Kernels answer within microseconds; `ovs_mutex` may be held for the
-/// length of a large dump.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long a request may take. Kernels answer within microseconds; but `ovs_mutex` may be held for a
+/// large dump, and behind it the lock of all network devices while a namespace with many is taken down.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long the kernel may take to delete a datapath: it unregisters its internal ports one by one, and
+/// waits for all CPUs at each.
+const DELETE_LIMIT: Duration = Duration::from_mins(2);
 
 /// The families this kernel has, and what it says of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,7 +143,9 @@ impl Control {
     pub async fn delete_datapath(&self, dp: &Datapath) -> Result<()> {
         let op = format!("delete datapath '{}'", dp.name);
         let payload = request(&op, |buf| datapath::write_del(buf, dp.ifindex))?;
-        self.ask(&op, &self.families.datapath, NLM_F_ACK, payload).await.map(drop)
+        let flags = NLM_F_REQUEST | NLM_F_ACK;
+        let requests = self.requests.within(DELETE_LIMIT);
+        requests.ask(&op, self.families.datapath.id, flags, payload).await.map(drop)
     }
 
     /// All ports of a datapath, by number.

@@ -46,7 +46,11 @@ impl Links {
     }
 
     async fn one(query: rtnetlink::LinkGetRequest, op: &str) -> Result<Option<Link>, ControlError> {
-        match query.execute().try_next().await {
+        let mut replies = std::pin::pin!(query.execute());
+        let first = replies.try_next().await;
+        // To the end: the connection warns of replies that nobody takes.
+        while let Ok(Some(_)) = replies.try_next().await {}
+        match first {
             Ok(message) => Ok(message.map(Link::from)),
             Err(rtnetlink::Error::NetlinkError(err))
                 if err.raw_code() == -rustix::io::Errno::NODEV.raw_os_error() =>

@@ -27,11 +27,10 @@ impl Assembly<'_> {
     pub(crate) async fn deliver(&self, inherited: &[Arc<Socket>]) -> Result<Delivery, Error> {
         let mut decision = self.decide().await?;
         if decision.mode == DispatchMode::PerCpu {
-            let sockets = self.open_sockets(table_len()?)?;
-            let table: Vec<u32> = sockets.iter().map(|s| s.port_id()).collect();
-            let delivery = self.per_cpu(sockets, decision.clone()).await?;
+            let delivery = self.per_cpu(decision.clone()).await?;
             delivery.read_too(inherited).await;
-            let finding = ovs_features::enable_per_cpu(self.control, self.dp, &table).await?;
+            let table = delivery.table();
+            let finding = ovs_features::enable_per_cpu(self.control, self.dp, table).await?;
             let taken = finding.support == Support::Available;
             decision.findings.push(finding);
             if taken {
@@ -61,20 +60,37 @@ impl Assembly<'_> {
         (0..count).map(|_| open_socket(self.shape.recv_buffer_bytes)).collect()
     }
 
-    async fn per_cpu(
-        &self,
-        sockets: Vec<Arc<Socket>>,
-        decision: Decision,
-    ) -> Result<Delivery, Error> {
-        let usable = usable_cpus()?;
+    /// A socket for each CPU, or for as many as can be had: the others share. A CPU without a socket
+    /// would lose its upcalls.
+    fn open_cpu_sockets(&self, cpus: usize) -> Result<Vec<Arc<Socket>>, Error> {
+        let mut sockets = Vec::with_capacity(cpus);
+        for _ in 0..cpus {
+            match open_socket(self.shape.recv_buffer_bytes) {
+                Ok(socket) => sockets.push(socket),
+                Err(err) if sockets.is_empty() => return Err(err),
+                Err(err) => {
+                    let sharing = cpus - sockets.len();
+                    tracing::warn!(%err, cpus, sharing, "CPUs share upcall sockets");
+                    break;
+                }
+            }
+        }
+        Ok(sockets)
+    }
+
+    async fn per_cpu(&self, decision: Decision) -> Result<Delivery, Error> {
+        let (usable, cpus) = (usable_cpus()?, table_len()?);
         let gate = watch::Sender::new(false);
-        let workers = self.start_workers(sockets.len(), true, &gate)?;
+        // Workers first: where descriptors run out, CPUs can share sockets.
+        let workers = self.start_workers(cpus, true, &gate)?;
+        let sockets = self.open_cpu_sockets(cpus)?;
         let count = workers.len();
         // A CPU's worker is the one that runs on it, where there is one.
         let cpu_to_worker =
             |cpu: usize| usable.iter().position(|c| *c == cpu).unwrap_or(cpu) % count;
         let bytes = self.shape.recv_buffer_bytes;
-        Ok(Delivery::per_cpu((workers, gate), sockets, cpu_to_worker, bytes, decision).await)
+        Ok(Delivery::per_cpu((workers, gate), (sockets, cpus), cpu_to_worker, bytes, decision)
+            .await)
     }
 
     async fn per_vport(&self, decision: Decision) -> Result<Delivery, Error> {

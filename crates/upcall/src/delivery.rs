@@ -45,10 +45,11 @@ enum PerPort {
 }
 
 impl Delivery {
-    /// Delivery by CPU: `sockets[cpu]`, each read by the worker that serves the CPU.
+    /// Delivery by CPU: `sockets[cpu]`, each read by the worker that serves the CPU. Where there are
+    /// fewer sockets than CPUs, the CPUs beyond share them in turn.
     pub(crate) async fn per_cpu(
         (workers, gate): (Vec<Worker>, watch::Sender<bool>),
-        sockets: Vec<Arc<Socket>>,
+        (sockets, cpus): (Vec<Arc<Socket>>, usize),
         cpu_to_worker: impl Fn(usize) -> usize,
         recv_buffer_bytes: usize,
         decision: Decision,
@@ -56,7 +57,8 @@ impl Delivery {
         for (cpu, socket) in sockets.iter().enumerate() {
             workers[cpu_to_worker(cpu)].serve(socket.clone()).await;
         }
-        let table = sockets.iter().map(|s| s.port_id()).collect();
+        let ids = sockets.iter().map(|s| s.port_id()).cycle();
+        let table = ids.take(cpus).collect();
         let by_port = PerPort::Nothing;
         Self::new((workers, gate), by_port, table, sockets, recv_buffer_bytes, decision)
     }
@@ -187,8 +189,24 @@ impl Delivery {
         sockets.first().and_then(|s| s.mem_info().ok()).map_or(0, |m| m.recv_buffer_bytes as usize)
     }
 
+    /// The per-CPU table: port id by CPU id, never 0.
+    pub(crate) fn table(&self) -> &[u32] {
+        &self.table
+    }
+
     pub(crate) fn worker_count(&self) -> usize {
         self.workers.len()
+    }
+
+    /// CPUs that have to share another one's socket.
+    pub(crate) fn cpus_sharing(&self) -> usize {
+        match self.by_port {
+            PerPort::Nothing => {
+                let ids: HashSet<u32> = self.table.iter().copied().collect();
+                self.table.len() - ids.len()
+            }
+            PerPort::Sockets(_) => 0,
+        }
     }
 
     /// Every socket there is.

@@ -166,6 +166,7 @@ impl Dispatcher {
             kernel,
             lost: LossByCause::classify(kernel.lost, failed, drops + past.drops),
             sockets,
+            cpus_sharing: delivery.cpus_sharing(),
             ports: self.shared.ports.load().len(),
             flows_current: kernel.flows,
             repairs: self.shared.repairs.load(Ordering::Relaxed),

@@ -26,6 +26,9 @@ const REPAIR_PAUSE: Duration = Duration::from_millis(100);
 /// How soon a port that could not be served is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Ports that change at once past which they are logged as a number.
+const PORT_LINES_MAX: usize = 16;
+
 /// What events ask for.
 #[derive(Default)]
 struct Work {
@@ -189,10 +192,17 @@ pub(crate) fn to_ports(vports: Vec<Vport>) -> Ports {
 }
 
 fn log_changes(before: &Ports, after: &Ports) {
-    for port in before.iter().filter(|p| after.by_number(p.number) != Some(p)) {
+    let missing = |from: &Ports, of: &Ports| -> Vec<Port> {
+        of.iter().filter(|p| from.by_number(p.number) != Some(p)).cloned().collect()
+    };
+    let (gone, added) = (missing(after, before), missing(before, after));
+    if gone.len() + added.len() > PORT_LINES_MAX {
+        return tracing::info!(gone = gone.len(), added = added.len(), "ports changed");
+    }
+    for port in gone {
         tracing::info!(port = port.number, name = port.name, "port gone");
     }
-    for port in after.iter().filter(|p| before.by_number(p.number) != Some(p)) {
+    for port in added {
         tracing::info!(port = port.number, name = port.name, "port added");
     }
 }

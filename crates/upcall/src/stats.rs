@@ -37,6 +37,8 @@ pub struct Stats {
     pub lost: LossByCause,
     /// Upcall sockets; in per-vport mode also those that wait for a switch to per-CPU.
     pub sockets: usize,
+    /// CPUs that share another one's socket because theirs could not be opened.
+    pub cpus_sharing: usize,
     /// Ports, the datapath's own among them.
     pub ports: usize,
     /// Flows on the datapath now.

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use netlink_io::{AsyncSocket, Datagram, Socket};
-use tokio::runtime::LocalOptions;
+use tokio::runtime::{LocalOptions, LocalRuntime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use upcall_core::{InstallPlan, Ledger};
@@ -57,8 +57,14 @@ impl Worker {
         let ledger = Arc::new(Ledger::default());
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (owned_ledger, tx) = (ledger.clone(), Arc::new(tx));
+        let (up, is_up) = std::sync::mpsc::sync_channel(1);
         let body = move || {
-            let why = run(cpu, shared.clone(), owned_ledger, tx, inbox, gate);
+            let runtime = match prepare(cpu) {
+                Ok(runtime) => runtime,
+                Err(err) => return drop(up.send(Err(err))),
+            };
+            let _ = up.send(Ok(()));
+            let why = run(&runtime, shared.clone(), owned_ledger, tx, inbox, gate);
             if let Err(err) = why {
                 shared.fail(Failure::WorkerEnded { worker: number, why: err.to_string() });
             }
@@ -67,6 +73,9 @@ impl Worker {
             .name(format!("upcall-{number}"))
             .spawn(body)
             .map_err(Error::system("start a worker thread"))?;
+        // A matter of microseconds; and what it needs, it has, when this returns.
+        let prepared = is_up.recv().unwrap_or_else(|_| Err(io::Error::other("it panicked")));
+        prepared.map_err(Error::system("start a worker's runtime"))?;
         Ok(Self { commands, thread: Mutex::new(Some(thread)), ledger })
     }
 
@@ -96,22 +105,24 @@ impl Worker {
     }
 }
 
+/// Moves the thread to its CPU and makes its runtime.
+fn prepare(cpu: Option<usize>) -> io::Result<LocalRuntime> {
+    if let Some(cpu) = cpu
+        && let Err(err) = ovs_features::cpu::pin_to(cpu)
+    {
+        tracing::warn!(cpu, %err, "cannot keep a worker on its CPU; it runs anywhere");
+    }
+    tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
+}
+
 fn run(
-    cpu: Option<usize>,
+    runtime: &LocalRuntime,
     shared: Arc<Shared>,
     ledger: Arc<Ledger>,
     tx: Arc<Socket>,
     inbox: mpsc::Receiver<Command>,
     gate: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    if let Some(cpu) = cpu
-        && let Err(err) = ovs_features::cpu::pin_to(cpu)
-    {
-        tracing::warn!(cpu, %err, "cannot keep a worker on its CPU; it runs anywhere");
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build_local(LocalOptions::default())?;
     let engine = Engine::new(shared, ledger.clone(), tx.clone());
     let body = async move {
         let answers = AsyncSocket::new(tx.clone())?;

@@ -89,6 +89,9 @@ pub(crate) struct RunArgs {
     /// served first. Not needed under systemd, which says by itself what it holds
     #[arg(long, value_name = "FD,FD,...", value_delimiter = ',')]
     pub(crate) adopt: Vec<i32>,
+    /// When somebody deletes the datapath: end with an error, or make it anew [default: exit]
+    #[arg(long, value_enum)]
+    pub(crate) on_deleted: Option<OnDeleted>,
     /// Forget a MAC address that was not seen for this long [default: 5m]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) mac_age: Option<Duration>,
@@ -140,6 +143,17 @@ impl From<InstallKind> for InstallPolicy {
             InstallKind::Never => Self::Never,
         }
     }
+}
+
+/// What to do when the datapath was deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum OnDeleted {
+    /// End with status 1
+    #[default]
+    Exit,
+    /// Make it anew with its ports
+    Recreate,
 }
 
 /// Form of the log.

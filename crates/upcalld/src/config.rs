@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::cli::{HandlerKind, InstallKind, LogFormat};
+use crate::cli::{HandlerKind, InstallKind, LogFormat, OnDeleted};
 use crate::exit::Exit;
 
 /// Keys of the file, as `config/upcalld.toml` explains them. All are optional.
@@ -27,6 +27,7 @@ pub(crate) struct Config {
     pub(crate) takeover: bool,
     #[serde(default)]
     pub(crate) hand_over: bool,
+    pub(crate) on_deleted: Option<OnDeleted>,
     #[serde(default, with = "humantime_serde")]
     pub(crate) mac_age: Option<Duration>,
     pub(crate) mac_max: Option<usize>,

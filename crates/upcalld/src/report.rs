@@ -19,6 +19,7 @@ pub(crate) struct Report<'a> {
     /// Why that mode.
     reason: &'a str,
     sockets: usize,
+    cpus_sharing: usize,
     workers: usize,
     ports: usize,
     upcalls_received: u64,
@@ -62,6 +63,7 @@ impl<'a> Report<'a> {
             dispatch_mode: info.mode.to_string(),
             reason: &info.reason,
             sockets: stats.sockets,
+            cpus_sharing: stats.cpus_sharing,
             workers: info.workers,
             ports: stats.ports,
             upcalls_received: ledger.received,
@@ -126,8 +128,8 @@ impl Printer {
         let _ = self.lines.try_send(report.line());
     }
 
-    /// Prints the last report and waits, within bounds, until it is out.
-    pub(crate) fn finish(self, report: &Report<'_>) {
+    /// Prints a report that no other follows, waiting for room within bounds.
+    pub(crate) fn print_last(&self, report: &Report<'_>) {
         let (mut line, deadline) = (report.line(), Instant::now() + LAST_LINE_LIMIT);
         while let Err(TrySendError::Full(back)) = self.lines.try_send(line) {
             if Instant::now() > deadline {
@@ -136,6 +138,11 @@ impl Printer {
             line = back;
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Waits, within bounds, until all is out.
+    pub(crate) fn finish(self) {
+        let deadline = Instant::now() + LAST_LINE_LIMIT;
         drop(self.lines);
         while !self.thread.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));

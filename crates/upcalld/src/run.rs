@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use upcall::Dispatcher;
 
-use crate::cli::RunArgs;
+use crate::cli::{OnDeleted, RunArgs};
 use crate::exit::Exit;
 use crate::hand_over::{Inherited, Store};
 use crate::handler::{self, Policy};
@@ -21,10 +22,14 @@ const CONTROL_THREADS: usize = 2;
 /// How often the store of sockets is brought in line with the ports that came and went.
 const STORE_CHECK: Duration = Duration::from_secs(1);
 
+/// Pause before a datapath that was deleted is made anew.
+const RECREATE_PAUSE: Duration = Duration::from_millis(200);
+
 /// Runs until a signal or a failure.
 pub(crate) fn run(args: &RunArgs) -> Result<(), Exit> {
     let settings = Settings::gather(args)?;
     logging::start(settings.log_format)?;
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .enable_all()
@@ -33,32 +38,76 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Exit> {
     runtime.block_on(serve(&settings))
 }
 
+/// Each upcall socket is a descriptor: takes all that the hard limit grants.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => tracing::debug!(limit = ?limit.maximum, "open files"),
+        Err(err) => tracing::warn!(%err, "cannot raise the limit of open files"),
+    }
+}
+
 async fn serve(settings: &Settings) -> Result<(), Exit> {
     // Before anything is created: a signal during the start is served after it.
     let mut signals = Signals::listen()?;
+    let printer = Printer::start();
+    let mut inherited = Inherited::take(settings)?;
+    loop {
+        let ended = serve_datapath(settings, inherited, &printer, &mut signals).await?;
+        let Ended::Deleted(failure) = ended else { break };
+        tracing::warn!(%failure, "making the datapath anew");
+        inherited = Inherited::default();
+        // Whoever deletes it again and again must not keep us busy.
+        tokio::select! {
+            () = tokio::time::sleep(RECREATE_PAUSE) => {}
+            name = signals.next() => {
+                tracing::info!(signal = name, "stopping");
+                break;
+            }
+        }
+    }
+    printer.finish();
+    Ok(())
+}
+
+/// How the service of a datapath ended, if not by an error.
+enum Ended {
+    /// By a signal.
+    Asked,
+    /// Somebody deleted the datapath, and it is to be made anew.
+    Deleted(upcall::Failure),
+}
+
+async fn serve_datapath(
+    settings: &Settings,
+    inherited: Inherited,
+    printer: &Printer,
+    signals: &mut Signals,
+) -> Result<Ended, Exit> {
     let policy = handler::from_settings(settings);
-    let inherited = Inherited::take(settings)?;
     let mut store = Store::new(settings, &inherited);
     let dispatcher = start(settings, inherited, policy.clone()).await?;
     store.update(&dispatcher).await;
     announce(&dispatcher, settings).await;
-    let printer = Printer::start();
-    let mut watch = Watch { settings, policy: &*policy, store: &mut store, printer: &printer };
-    let ended = watch.run(&dispatcher, &mut signals).await;
-    notify(&[NotifyState::Stopping]);
+    let mut watch = Watch { settings, policy: &*policy, store: &mut store, printer };
+    let ended = watch.run(&dispatcher, signals).await;
+    if ended.is_err() || matches!(ended, Ok(Ended::Asked)) {
+        notify(&[NotifyState::Stopping]);
+    }
     let info = dispatcher.info().await;
-    let stats = if settings.hand_over && ended.is_ok() {
+    let stats = if settings.hand_over && matches!(ended, Ok(Ended::Asked)) {
         store.update(&dispatcher).await;
         dispatcher.hand_over().await
     } else {
         dispatcher.stop().await
     };
     // What ended it comes before what went wrong while ending.
-    ended?;
+    let ended = ended?;
     if settings.stats.is_some() {
-        printer.finish(&Report::new(true, &info, &stats?, policy.macs()));
+        printer.print_last(&Report::new(true, &info, &stats?, policy.macs()));
     }
-    Ok(())
+    Ok(ended)
 }
 
 async fn start(
@@ -115,7 +164,7 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     /// Reports until something ends it.
-    async fn run(&mut self, dispatcher: &Dispatcher, signals: &mut Signals) -> Result<(), Exit> {
+    async fn run(&mut self, dispatcher: &Dispatcher, signals: &mut Signals) -> Result<Ended, Exit> {
         let reports = self.settings.stats;
         let mut store_check = tokio::time::interval(STORE_CHECK);
         let mut ticks = tokio::time::interval(reports.unwrap_or(Duration::from_hours(1)));
@@ -125,13 +174,21 @@ impl Watch<'_> {
             tokio::select! {
                 name = signals.next() => {
                     tracing::info!(signal = name, "stopping");
-                    return Ok(());
+                    return Ok(Ended::Asked);
                 }
-                failure = dispatcher.failed() => return Err(upcall::Error::Failed(failure).into()),
+                failure = dispatcher.failed() => return self.failed(failure),
                 _ = store_check.tick() => self.store.update(dispatcher).await,
                 _ = ticks.tick(), if reports.is_some() => self.report(dispatcher).await,
             }
         }
+    }
+
+    fn failed(&self, failure: upcall::Failure) -> Result<Ended, Exit> {
+        let deleted = matches!(failure, upcall::Failure::DatapathDeleted { .. });
+        if deleted && self.settings.on_deleted == OnDeleted::Recreate {
+            return Ok(Ended::Deleted(failure));
+        }
+        Err(upcall::Error::Failed(failure).into())
     }
 
     async fn report(&self, dispatcher: &Dispatcher) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use upcall::{Limits, Shape};
 
-use crate::cli::{HandlerKind, InstallKind, LogFormat, RunArgs};
+use crate::cli::{HandlerKind, InstallKind, LogFormat, OnDeleted, RunArgs};
 use crate::config::Config;
 use crate::exit::Exit;
 
@@ -28,6 +28,7 @@ pub(crate) struct Settings {
     pub(crate) takeover: bool,
     pub(crate) hand_over: bool,
     pub(crate) adopt: Vec<i32>,
+    pub(crate) on_deleted: OnDeleted,
     pub(crate) mac_age: Duration,
     pub(crate) mac_max: usize,
     pub(crate) flow_idle: Duration,
@@ -74,6 +75,7 @@ impl Settings {
             takeover: args.takeover || config.takeover,
             hand_over: args.hand_over || config.hand_over,
             adopt: args.adopt.clone(),
+            on_deleted: args.on_deleted.or(config.on_deleted).unwrap_or_default(),
             mac_age: args.mac_age.or(config.mac_age).unwrap_or(Duration::from_mins(5)),
             mac_max: config.mac_max.unwrap_or(8192),
             flow_idle: args.flow_idle.or(config.flow_idle).unwrap_or(Duration::from_secs(10)),

@@ -54,6 +54,8 @@ pub struct Stats {
     pub lost_no_socket: u64,
     /// Times the dispatch mode or table was set right after somebody changed it.
     pub repairs: u64,
+    /// CPUs that share another one's socket.
+    pub cpus_sharing: u64,
     /// Upcalls refused for want of room.
     pub shed: u64,
     /// Upcalls that made no sense.

@@ -155,8 +155,7 @@ impl fmt::Display for Report {
             f,
             "built",
             &format!(
-                "datapath {DATAPATH} in a network namespace, {} ports on veth pairs, a host behind each",
-                self.ports
+                "datapath {DATAPATH} in a network namespace, {hosts} ports on veth pairs, a host behind each",
             ),
         )?;
         row(f, "dispatch", &format!("{mode}, {sockets} sockets, {workers} workers"))?;

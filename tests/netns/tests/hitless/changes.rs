@@ -1,7 +1,5 @@
-//! What happens to a host while it switches, and costs no upcall: another tool that flips the dispatch
-//! mode, a change of shape, a restart.
+//! Changes to the dispatcher: another tool that flips the dispatch mode, a change of shape, a restart.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,66 +8,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use netns_tests::{DATAPATH, Lab, SOON, TestResult, modes};
 use ovs_datapath::Control;
-use ovs_features::cpu;
 use ovs_wire::datapath::UserFeatures;
 use rustix::io::Errno;
 use upcall::{Dispatch, Dispatcher, Handler, InstallPolicy, Shape, Upcall, Verdict};
 use upcall_testkit::daemon::Signal;
-use upcall_testkit::traffic::{Order, Pace, Plan, Receiver, UdpFlows};
-use upcall_testkit::{Hosts, PingPlan, Totals, Upcalld, UpcalldBuilder, ping};
+use upcall_testkit::{Hosts, Upcalld, UpcalldBuilder};
 
-const FLOWS: u32 = 300;
-const PACKETS: u32 = 4;
-/// Packets a second over all flows.
-const RATE: u32 = 1000;
-
-/// The traffic of one test: flows of a few packets each, one flow after the other, at a steady rate.
-struct Traffic {
-    receiver: Receiver,
-    sender: thread::JoinHandle<Result<()>>,
-}
-
-impl Traffic {
-    /// From the first host to the second, which know each other already.
-    fn start(hosts: &Hosts) -> Result<Self> {
-        let plan = PingPlan { count: 3, timeout: Duration::from_secs(5), ..PingPlan::default() };
-        let pings = ping::ping(&hosts[0].ns, hosts[1].ip4, &plan)?;
-        ensure!(pings.answered > 0, "{pings:?}");
-        let to = SocketAddr::from((hosts[1].ip4, 7000));
-        let receiver = Receiver::udp(&hosts[1].ns, to)?;
-        let mut flows = UdpFlows::open(&hosts[0].ns, to, 0, FLOWS)?;
-        let (order, pace) = (Order::FlowByFlow, Pace::PerSecond(RATE));
-        // On one CPU: a flow that changes its CPU changes its socket, and no order across sockets is
-        // promised yet.
-        let cpus = vec![*cpu::usable()?.last().context("no CPU")?];
-        let plan = Plan { order, pace, cpus, ..Plan::new(FLOWS, PACKETS) };
-        let sender = thread::spawn(move || plan.send(&mut flows).map(drop).map_err(Into::into));
-        Ok(Self { receiver, sender })
-    }
-
-    /// Waits until this share of the packets has arrived.
-    fn wait(&self, percent: u64) -> Result<()> {
-        let packets = u64::from(FLOWS * PACKETS) * percent / 100;
-        Ok(self.receiver.wait_received(packets, SOON)?)
-    }
-
-    fn finish(self) -> Result<Totals> {
-        self.sender.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
-        for flow in 0..FLOWS {
-            self.receiver.expect(flow, PACKETS);
-        }
-        // What does not come is told by the tally.
-        let _ = self.receiver.wait_received(u64::from(FLOWS * PACKETS), SOON);
-        Ok(self.receiver.stop()?.totals())
-    }
-}
-
-fn ensure_all(totals: &Totals) -> Result<()> {
-    let packets = u64::from(FLOWS * PACKETS);
-    ensure!(totals.received == packets && totals.lost == 0, "{totals:?}");
-    ensure!(totals.duplicates == 0, "{totals:?}");
-    Ok(())
-}
+use crate::traffic::{Traffic, ensure_all};
 
 /// Does a change of sockets keep the order in this mode? A kernel with per-CPU dispatch takes the table
 /// that waits behind per-vport dispatch only while it dispatches by CPU, for a moment in which packets
@@ -95,7 +40,7 @@ async fn flip(control: &Control, times: &mut usize) -> Result<()> {
 fn a_tool_that_flips_the_dispatch_mode_costs_no_upcall() -> TestResult {
     for mode in modes() {
         let lab = Lab::start(Hosts::new(2)?, |builder| builder.dispatch(mode).install("never"))?;
-        let traffic = Traffic::start(&lab.hosts)?;
+        let traffic = Traffic::pinned(&lab.hosts)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (ns, stopped) = (lab.hosts.switch.clone(), stop.clone());
         let flipper = thread::spawn(move || {
@@ -144,7 +89,7 @@ fn a_restart_that_hands_its_sockets_over_loses_nothing_and_keeps_the_order() -> 
     for mode in modes() {
         let hosts = Hosts::new(2)?;
         let first = switch(&hosts, mode).start(&hosts.switch)?;
-        let traffic = Traffic::start(&hosts)?;
+        let traffic = Traffic::pinned(&hosts)?;
         traffic.wait(20)?;
         let sockets = first.stored_sockets()?;
         ensure!(!sockets.is_empty(), "nothing is stored");
@@ -166,7 +111,7 @@ fn a_crash_with_the_sockets_kept_loses_what_was_in_flight_at_most() -> TestResul
     for mode in modes() {
         let hosts = Hosts::new(2)?;
         let first = switch(&hosts, mode).start(&hosts.switch)?;
-        let traffic = Traffic::start(&hosts)?;
+        let traffic = Traffic::pinned(&hosts)?;
         traffic.wait(20)?;
         let sockets = first.stored_sockets()?;
         first.signal(Signal::KILL)?;
@@ -235,7 +180,7 @@ fn a_change_of_shape_under_load_loses_nothing() -> TestResult {
         })
     });
     if is_ready.recv().is_ok() {
-        let totals = Traffic::start(&hosts)?.finish();
+        let totals = Traffic::pinned(&hosts)?.finish();
         done.store(true, Ordering::Relaxed);
         let totals = totals?;
         ensure_all(&totals)?;
