@@ -43,7 +43,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// Seconds for each fuzz target; 0 leaves them out
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 3)]
     fuzz_seconds: u64,
     /// Kernels that run at the same time; an emulated machine keeps one CPU busy [default: 2, if there
     /// are as many CPUs]

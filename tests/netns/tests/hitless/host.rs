@@ -16,10 +16,14 @@ use upcall_testkit::{Hosts, PingPlan, Stats, Upcalld, ping};
 
 use crate::traffic::{Traffic, ensure_all};
 
-/// Ports that somebody else adds.
-const MANY_PORTS: usize = 1000;
+/// Ports that somebody else adds: a thousand where dispatch by port is the only one. Elsewhere fewer
+/// tell the same, and an emulated kernel takes its time to take them down again.
+fn many_ports() -> usize {
+    if has_per_cpu() { 100 } else { 1000 }
+}
+
 /// Runs of the peer's tool under traffic.
-const TOOL_RUNS: usize = 12;
+const TOOL_RUNS: usize = 6;
 
 /// All upcalls, so that none is spared by a flow.
 fn lab(mode: &str) -> Result<Lab> {
@@ -143,13 +147,13 @@ async fn add_ports(count: usize) -> Result<()> {
 }
 
 #[test]
-fn a_thousand_ports_that_somebody_adds_are_served_and_cost_no_upcall() -> TestResult {
+fn many_ports_that_somebody_adds_are_served_and_cost_no_upcall() -> TestResult {
     // The mode in which each port needs a socket and a reader.
     let lab = lab("per-vport")?;
     let switch = lab.hosts.switch.clone();
-    let adder = thread::spawn(move || switch.block_on(async || add_ports(MANY_PORTS).await)?);
+    let adder = thread::spawn(move || switch.block_on(async || add_ports(many_ports()).await)?);
     let traffic = traffic_during(&lab, adder)?;
-    let ports = MANY_PORTS as u64 + 3;
+    let ports = many_ports() as u64 + 3;
     let all = |stats: &Stats| stats.ports == ports && stats.sockets >= ports;
     let stats = lab.daemon.wait_stats("all ports", SOON * 4, all);
     let stats = stats.with_context(|| lab.daemon.log())?;
