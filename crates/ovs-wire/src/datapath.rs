@@ -3,6 +3,7 @@
 use netlink_bindings::ovs_datapath::Datapath as DpAttr;
 
 use crate::nl::OvsHeader;
+pub use crate::nl::object_cmd as cmd;
 use crate::{AttrBuilder, Attrs, WireError};
 
 /// Family name and multicast group name.
@@ -12,15 +13,6 @@ pub const VERSION: u8 = 2;
 
 /// Longest interface, and so datapath, name in bytes (`IFNAMSIZ` less the NUL).
 pub const NAME_LEN_MAX: usize = 15;
-
-/// Commands.
-#[allow(missing_docs, reason = "the kernel's own names")]
-pub mod cmd {
-    pub const NEW: u8 = 1;
-    pub const DEL: u8 = 2;
-    pub const GET: u8 = 3;
-    pub const SET: u8 = 4;
-}
 
 /// Attributes.
 #[allow(missing_docs, reason = "the kernel's own names")]

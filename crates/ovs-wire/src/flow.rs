@@ -1,6 +1,7 @@
 //! The `ovs_flow` family (`OVS_FLOW_CMD_*`, `OVS_FLOW_ATTR_*`).
 
 use crate::attr::Attrs;
+pub use crate::nl::object_cmd as cmd;
 use crate::nl::{OvsHeader, write_message};
 use crate::{AttrBuilder, WireError};
 
@@ -8,15 +9,6 @@ use crate::{AttrBuilder, WireError};
 pub const FAMILY: &str = "ovs_flow";
 /// Version of the family's protocol.
 pub const VERSION: u8 = 1;
-
-/// Commands.
-#[allow(missing_docs, reason = "the kernel's own names")]
-pub mod cmd {
-    pub const NEW: u8 = 1;
-    pub const DEL: u8 = 2;
-    pub const GET: u8 = 3;
-    pub const SET: u8 = 4;
-}
 
 /// Attributes.
 #[allow(missing_docs, reason = "the kernel's own names")]

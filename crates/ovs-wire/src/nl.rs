@@ -31,6 +31,16 @@ const NLM_F_CAPPED: u16 = 0x100;
 /// `NLMSGERR_ATTR_MSG`: the kernel's explanation.
 const EXT_ACK_MSG: u16 = 1;
 
+/// Commands of the families that manage objects (`OVS_DP_CMD_*`, `OVS_VPORT_CMD_*`, `OVS_FLOW_CMD_*`),
+/// which are numbered alike.
+#[allow(missing_docs, reason = "the kernel's own names")]
+pub mod object_cmd {
+    pub const NEW: u8 = 1;
+    pub const DEL: u8 = 2;
+    pub const GET: u8 = 3;
+    pub const SET: u8 = 4;
+}
+
 fn u16_at(b: &[u8], at: usize) -> u16 {
     u16::from_ne_bytes([b[at], b[at + 1]])
 }

@@ -4,6 +4,7 @@ use netlink_bindings::ovs_vport::{UpcallStats as UpcallStatsAttr, Vport as Vport
 
 use crate::datapath::u32s;
 use crate::nl::OvsHeader;
+pub use crate::nl::object_cmd as cmd;
 use crate::{AttrBuilder, Attrs, WireError};
 
 /// Family name and multicast group name.
@@ -12,15 +13,6 @@ pub const FAMILY: &str = "ovs_vport";
 pub const VERSION: u8 = 1;
 /// Port number of the datapath's own, internal port (`OVSP_LOCAL`).
 pub const PORT_LOCAL: u32 = 0;
-
-/// Commands.
-#[allow(missing_docs, reason = "the kernel's own names")]
-pub mod cmd {
-    pub const NEW: u8 = 1;
-    pub const DEL: u8 = 2;
-    pub const GET: u8 = 3;
-    pub const SET: u8 = 4;
-}
 
 /// Attributes.
 #[allow(missing_docs, reason = "the kernel's own names")]
