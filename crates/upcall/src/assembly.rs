@@ -1,5 +1,6 @@
 //! Building a delivery: workers and sockets in the shape that was asked for.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use netlink_io::Socket;
@@ -63,6 +64,7 @@ impl Assembly<'_> {
     /// A socket for each CPU, or for as many as can be had: the others share. A CPU without a socket
     /// would lose its upcalls.
     fn open_cpu_sockets(&self, cpus: usize) -> Result<Vec<Arc<Socket>>, Error> {
+        let reserve = Reserve::take()?;
         let mut sockets = Vec::with_capacity(cpus);
         for _ in 0..cpus {
             match open_socket(self.shape.recv_buffer_bytes) {
@@ -75,6 +77,7 @@ impl Assembly<'_> {
                 }
             }
         }
+        drop(reserve);
         Ok(sockets)
     }
 
@@ -124,6 +127,17 @@ impl Assembly<'_> {
             Worker::start(i, pinned.then(|| usable[i]), self.shared.clone(), gate.subscribe())
         };
         (0..count).map(start).collect()
+    }
+}
+
+/// Descriptors held while sockets are opened, so that some are left for what needs one now and then: a
+/// word to the service manager, a look at `/proc`.
+struct Reserve(#[allow(dead_code, reason = "held, not used")] [File; 4]);
+
+impl Reserve {
+    fn take() -> Result<Self, Error> {
+        let open = || File::open("/dev/null").map_err(Error::system("open a file"));
+        Ok(Self([open()?, open()?, open()?, open()?]))
     }
 }
 
