@@ -13,11 +13,13 @@
 //!
 //! * **Order.** Upcalls read from one socket reach the handler, and their EXECUTEs the kernel, in the
 //!   order they were read. A flow is installed only after the EXECUTEs of all its upcalls that were
-//!   read and after a further non-blocking read of the socket brought none; bounded in rounds. What
-//!   slips through is counted ([`Stats::install_stragglers`]). EXECUTE carries hash, MRU and the
+//!   read from that socket and after a further non-blocking read of it brought none; bounded in
+//!   rounds. What slips through is counted ([`Stats::install_stragglers`]). Across sockets nothing is
+//!   promised yet: a flow that changes its CPU may be reordered. EXECUTE carries hash, MRU and the
 //!   socket's port id back.
-//! * **Bounds.** Receive buffers, batches, waiting installs and flows have limits, printed at start,
-//!   each with a counter. Overload shows as kernel loss, not as memory.
+//! * **Bounds.** Receive buffers, waiting installs and flows have limits, printed at start, each with
+//!   a counter; batches are bounded in messages and bytes. Overload shows as kernel loss, not as
+//!   memory.
 //! * **Conservation.** `received = completed + shed + malformed + foreign` once at rest.
 //! * **Trust.** Sockets are connected to the kernel, which refuses messages of others. No byte from
 //!   the kernel or a packet can panic the dispatcher; a handler that panics costs its own packet.
@@ -69,9 +71,11 @@ pub use handler::{Fate, FlowView, Handler, Upcall, Verdict};
 pub use netlink_io::Socket;
 pub use ovs_features as features;
 pub use ovs_features::{DispatchMode, Wanted as Dispatch};
-pub use ovs_wire::action::{Action, ActionBuf};
+pub use ovs_wire::action::{Action, ActionBuf, Actions};
+pub use ovs_wire::datapath::DatapathStats;
 pub use ovs_wire::key::{KeySummary, L3Addrs, MacAddr, VlanTci};
 pub use ovs_wire::mask::MatchFields;
 pub use ovs_wire::packet::UpcallKind;
 pub use ports::{Port, Ports};
 pub use stats::{Info, LossByCause, Stats};
+pub use upcall_core::{InstallLimits, LedgerSnapshot};

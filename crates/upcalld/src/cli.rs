@@ -72,7 +72,8 @@ pub(crate) struct RunArgs {
     /// Two ports to join, for the cross-connect handler; repeat for more
     #[arg(long = "cross-connect", value_name = "A=B")]
     pub(crate) cross_connect: Vec<String>,
-    /// Flows to install: with the smallest mask, one for each 5-tuple, or none [default: wildcard]
+    /// Flows to install: with the smallest mask, one without wildcards for each connection (strictly,
+    /// for each flow key, which tells more apart), or none [default: wildcard]
     #[arg(long, value_enum)]
     pub(crate) install: Option<InstallKind>,
     /// Leave datapath, ports and flows behind at the end

@@ -1,6 +1,7 @@
 //! Counters as a line of JSON.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -108,6 +109,8 @@ impl<'a> Report<'a> {
 pub(crate) struct Printer {
     lines: SyncSender<String>,
     thread: JoinHandle<()>,
+    /// Lines that were dropped because the reader was behind.
+    dropped: AtomicU64,
 }
 
 impl Printer {
@@ -120,12 +123,14 @@ impl Printer {
                 let _ = out.write_all(String::as_bytes(&line)).and_then(|()| out.flush());
             }
         });
-        Self { lines, thread }
+        Self { lines, thread, dropped: AtomicU64::new(0) }
     }
 
     /// Prints a report, or drops it if the reader is behind: the next one says more.
     pub(crate) fn print(&self, report: &Report<'_>) {
-        let _ = self.lines.try_send(report.line());
+        if let Err(TrySendError::Full(_)) = self.lines.try_send(report.line()) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Prints a report that no other follows, waiting for room within bounds.
@@ -142,7 +147,10 @@ impl Printer {
 
     /// Waits, within bounds, until all is out.
     pub(crate) fn finish(self) {
-        let deadline = Instant::now() + LAST_LINE_LIMIT;
+        let (deadline, dropped) = (Instant::now() + LAST_LINE_LIMIT, self.dropped.into_inner());
+        if dropped > 0 {
+            tracing::warn!(dropped, "lines of counters were dropped: their reader was behind");
+        }
         drop(self.lines);
         while !self.thread.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
