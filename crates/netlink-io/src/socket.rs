@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::netlink::{GENERIC, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
@@ -78,7 +80,8 @@ impl Socket {
     }
 
     /// Takes a socket that the process inherited as descriptor `fd`, as another process left it; only
-    /// that it does not block and is closed on exec is set anew.
+    /// that it does not block and is closed on exec is set anew, and a filter is taken away: a process
+    /// that crashed may have left one.
     ///
     /// The descriptor belongs to the result from then on: nothing else in the process may use it.
     ///
@@ -99,7 +102,9 @@ impl Socket {
         rustix::io::ioctl_fionbio(&fd, true)?;
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
         let name = SocketAddrNetlink::try_from(rustix::net::getsockname(&fd)?)?;
-        Ok(Self { fd, port_id: name.pid() })
+        let socket = Self { fd, port_id: name.pid() };
+        socket.detach_filter()?;
+        Ok(socket)
     }
 
     /// The socket's address: what the kernel is told to send upcalls to. Never 0. Not a process id.
@@ -143,6 +148,19 @@ impl Socket {
         rustix::net::send(&self.fd, datagram, SendFlags::empty())?;
         Ok(())
     }
+}
+
+/// Which of these sockets have something to receive: one system call for all, without waiting.
+pub fn readable<'a>(sockets: impl Iterator<Item = &'a Socket>) -> io::Result<Vec<bool>> {
+    let mut fds: Vec<PollFd<'_>> = sockets.map(|s| PollFd::new(s, PollFlags::IN)).collect();
+    loop {
+        match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+            Err(Errno::INTR) => {}
+            result => break result.map(drop)?,
+        }
+    }
+    // An error is something to receive too: its reader finds out.
+    Ok(fds.iter().map(|fd| !fd.revents().is_empty()).collect())
 }
 
 impl AsFd for Socket {
@@ -211,11 +229,13 @@ mod tests {
     #[test]
     fn an_inherited_socket_is_the_same_socket() {
         let socket = Socket::open().unwrap();
+        socket.attach_filter(&[crate::FilterInsn { code: 0x06, jt: 0, jf: 0, k: 0 }]).unwrap();
         let fd = std::os::fd::IntoRawFd::into_raw_fd(socket.fd.try_clone().unwrap());
         let heir = Socket::inherit(fd).unwrap();
         assert_eq!(heir.port_id(), socket.port_id());
         socket.send(&DUMP_FAMILIES).unwrap();
-        assert!(heir.recv(&mut vec![0u8; 65536]).unwrap().is_some());
+        let got = heir.recv(&mut vec![0u8; 65536]).unwrap();
+        assert!(got.is_some(), "the filter of the one before is gone");
     }
 
     #[test]
@@ -225,6 +245,14 @@ mod tests {
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(Socket::inherit(file.as_raw_fd()).is_err());
         assert!(file.metadata().is_ok(), "it was left alone");
+    }
+
+    #[test]
+    fn tells_which_sockets_have_something() {
+        let (a, b) = (Socket::open().unwrap(), Socket::open().unwrap());
+        assert_eq!(readable([&a, &b].into_iter()).unwrap(), [false, false]);
+        b.send(&DUMP_FAMILIES).unwrap();
+        assert_eq!(readable([&a, &b].into_iter()).unwrap(), [false, true]);
     }
 
     #[test]

@@ -37,6 +37,12 @@ impl AsyncSocket {
 pub struct Ready<'a>(AsyncFdReadyGuard<'a, Arc<Socket>>);
 
 impl Ready<'_> {
+    /// Makes the next [`AsyncSocket::readable`] wait for something that comes from now on. To be said
+    /// before somebody takes what is there now.
+    pub fn clear(&mut self) {
+        self.0.clear_ready();
+    }
+
     /// Takes the next datagram; `Ok(None)` if there is none. Only that makes the next
     /// [`AsyncSocket::readable`] wait: clearing readiness on any other outcome loses wake-ups or spins.
     pub fn try_recv(&mut self, buf: &mut [u8]) -> io::Result<Option<Datagram>> {

@@ -1,14 +1,17 @@
-//! Socket options that rustix does not have, and registration with tokio. Every `unsafe` block of the workspace is in this file.
+//! Socket options that rustix does not have, registration with tokio, and shared memory. Every `unsafe` block of the workspace is in this file.
 #![allow(
     unsafe_code,
-    reason = "socket options with types no library declares; tokio asks for a promise about the fd"
+    reason = "socket options with types no library declares; promises about descriptors and mappings"
 )]
 
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -71,4 +74,41 @@ pub(crate) fn own_checked(
     check(unsafe { BorrowedFd::borrow_raw(fd) })?;
     // SAFETY: it is open, as `check` saw, and the caller of `Socket::inherit` gave it up to us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Words of a file in memory, shared with whoever maps the same file.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    at: NonNull<AtomicU64>,
+    count: usize,
+}
+
+// SAFETY: nothing but atomics is reached through it, and it is unmapped by its one owner alone.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps the first `count` words of `file`, which must be that long and sealed against shrinking:
+    /// memory behind the end of a file is not there to be read.
+    pub(crate) fn new(file: BorrowedFd<'_>, count: usize) -> io::Result<Self> {
+        let (bytes, access) = (count * size_of::<AtomicU64>(), ProtFlags::READ | ProtFlags::WRITE);
+        // SAFETY: a new mapping at an address that the kernel chooses; it replaces none.
+        let at = unsafe { mmap(std::ptr::null_mut(), bytes, access, MapFlags::SHARED, file, 0) }?;
+        let at = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
+        Ok(Self { at, count })
+    }
+
+    pub(crate) fn words(&self) -> &[AtomicU64] {
+        // SAFETY: `count` words are mapped at `at`, aligned to a page, until `self` is dropped; any
+        // bytes are valid for `AtomicU64`, and other processes' writes are what it is atomic for.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.count) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped with this length by `new`, and nothing borrows from it any more.
+        let _ = unsafe { munmap(self.at.as_ptr().cast(), self.count * size_of::<AtomicU64>()) };
+    }
 }
