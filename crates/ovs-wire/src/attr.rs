@@ -29,12 +29,17 @@ impl<'a> Attr<'a> {
     /// The payload as an array of exactly `N` bytes.
     #[inline]
     pub fn array<const N: usize>(&self, what: &'static str) -> Result<[u8; N], WireError> {
-        self.payload.try_into().map_err(|_| WireError::Length {
-            what,
-            offset: self.offset,
-            need: N,
-            have: self.payload.len(),
-        })
+        match self.payload.try_into() {
+            Ok(array) => Ok(array),
+            Err(_) => Err(self.wrong_length(what, N)),
+        }
+    }
+
+    // Out of the way of what is read for every packet, like the errors below.
+    #[cold]
+    #[inline(never)]
+    fn wrong_length(&self, what: &'static str, need: usize) -> WireError {
+        WireError::Length { what, offset: self.offset, need, have: self.payload.len() }
     }
 
     /// The payload as a byte.
@@ -107,6 +112,12 @@ impl<'a> Attrs<'a> {
         Self { buf, pos: 0 }
     }
 
+    /// Iterates `buf` from the attribute at `pos` on.
+    #[inline]
+    pub(crate) fn starting_at(buf: &'a [u8], pos: usize) -> Self {
+        Self { buf, pos }
+    }
+
     /// The first attribute of type `kind`; a malformed attribute before it is an error.
     pub fn find(self, kind: u16) -> Result<Option<Attr<'a>>, WireError> {
         for attr in self {
@@ -135,9 +146,47 @@ impl<'a> Attrs<'a> {
         Ok(())
     }
 
-    fn fail(&mut self, err: WireError) -> Result<Attr<'a>, WireError> {
+    /// Type and payload of the next attribute; `None` at the end, and where the rest is none, which
+    /// [`Attrs::check`] tells. For loops that are run for every packet: what is wrong is looked for once,
+    /// behind them.
+    #[inline]
+    pub(crate) fn step(&mut self) -> Option<(u16, &'a [u8])> {
+        let rest = self.buf.get(self.pos..)?;
+        let &[l0, l1, k0, k1] = rest.first_chunk()?;
+        let len = usize::from(u16::from_ne_bytes([l0, l1]));
+        let payload = rest.get(HEADER_LEN..len)?;
+        // Behind a last attribute without its padding, the first `get` finds nothing.
+        self.pos += align(len);
+        Some((u16::from_ne_bytes([k0, k1]) & TYPE_MASK, payload))
+    }
+
+    /// Where a payload that [`Attrs::step`] gave last starts.
+    #[inline]
+    pub(crate) fn offset(&self, payload: &[u8]) -> usize {
+        self.pos - align(payload.len())
+    }
+
+    /// After the last [`Attrs::step`]: was it the end? Ends the iteration if not.
+    #[inline]
+    pub(crate) fn check(&mut self) -> Result<(), WireError> {
+        if self.pos >= self.buf.len() { Ok(()) } else { Err(self.fail()) }
+    }
+
+    /// What is wrong with the attribute at `pos`; nothing follows it.
+    #[cold]
+    #[inline(never)]
+    fn fail(&mut self) -> WireError {
+        let rest = &self.buf[self.pos..];
+        let (what, offset, have) = ("attribute", self.pos, rest.len());
+        let len = rest.first_chunk().map_or(0, |len| usize::from(u16::from_ne_bytes(*len)));
         self.pos = self.buf.len();
-        Err(err)
+        match (have, len) {
+            (..HEADER_LEN, _) => WireError::Truncated { what, offset, need: HEADER_LEN, have },
+            (_, ..HEADER_LEN) => {
+                WireError::Invalid { what, offset, why: "is shorter than its own header" }
+            }
+            (_, need) => WireError::Truncated { what, offset, need, have },
+        }
     }
 }
 
@@ -146,28 +195,10 @@ impl<'a> Iterator for Attrs<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        let rest = &self.buf[self.pos..];
-        if rest.is_empty() {
-            return None;
+        match self.step() {
+            Some((kind, payload)) => Some(Ok(Attr { kind, payload, offset: self.offset(payload) })),
+            None => self.check().err().map(Err),
         }
-        let (what, offset, have) = ("attribute", self.pos, rest.len());
-        let [l0, l1, k0, k1, ..] = *rest else {
-            return Some(self.fail(WireError::Truncated { what, offset, need: HEADER_LEN, have }));
-        };
-        let len = u16::from_ne_bytes([l0, l1]) as usize;
-        if len < HEADER_LEN {
-            return Some(self.fail(WireError::Invalid {
-                what,
-                offset,
-                why: "is shorter than its own header",
-            }));
-        }
-        let Some(payload) = rest.get(HEADER_LEN..len) else {
-            return Some(self.fail(WireError::Truncated { what, offset, need: len, have }));
-        };
-        let kind = u16::from_ne_bytes([k0, k1]) & TYPE_MASK;
-        self.pos = (offset + align(len)).min(self.buf.len());
-        Some(Ok(Attr { kind, payload, offset: offset + HEADER_LEN }))
     }
 }
 

@@ -2,7 +2,7 @@
 //! length needs.
 
 use crate::WireError;
-use crate::attr::{HEADER_LEN, align};
+use crate::attr::HEADER_LEN;
 
 /// Longest payload of one attribute in bytes: the length field counts the header too.
 pub const PAYLOAD_MAX: usize = u16::MAX as usize - HEADER_LEN;
@@ -35,9 +35,8 @@ impl<'b> AttrBuilder<'b> {
             self.failed = Some(WireError::TooLong { kind, len: payload.len() });
             return self;
         }
-        self.buf.extend(((payload.len() + HEADER_LEN) as u16).to_ne_bytes());
-        self.buf.extend(kind.to_ne_bytes());
-        self.buf.extend(payload);
+        self.buf.extend_from_slice(&header(payload.len() + HEADER_LEN, kind));
+        self.buf.extend_from_slice(payload);
         self.pad();
         self
     }
@@ -64,7 +63,8 @@ impl<'b> AttrBuilder<'b> {
 
     /// A host-endian u32.
     pub fn u32(&mut self, kind: u16, value: u32) -> &mut Self {
-        self.bytes(kind, &value.to_ne_bytes())
+        let ([h0, h1, h2, h3], [v0, v1, v2, v3]) = (header(8, kind), value.to_ne_bytes());
+        self.encoded([h0, h1, h2, h3, v0, v1, v2, v3])
     }
 
     /// A big-endian u32.
@@ -74,7 +74,10 @@ impl<'b> AttrBuilder<'b> {
 
     /// A host-endian u64.
     pub fn u64(&mut self, kind: u16, value: u64) -> &mut Self {
-        self.bytes(kind, &value.to_ne_bytes())
+        let mut attr = [0; 12];
+        attr[..HEADER_LEN].copy_from_slice(&header(12, kind));
+        attr[HEADER_LEN..].copy_from_slice(&value.to_ne_bytes());
+        self.encoded(attr)
     }
 
     /// An array of host-endian u32.
@@ -96,15 +99,14 @@ impl<'b> AttrBuilder<'b> {
             return self;
         }
         let start = self.buf.len();
-        self.buf.extend([0; HEADER_LEN]);
+        self.buf.extend_from_slice(&[0; HEADER_LEN]);
         fill(self);
         let len = self.buf.len() - start;
         if len > u16::MAX as usize {
             self.failed.get_or_insert(WireError::TooLong { kind, len: len - HEADER_LEN });
             return self;
         }
-        self.buf[start..start + 2].copy_from_slice(&(len as u16).to_ne_bytes());
-        self.buf[start + 2..start + 4].copy_from_slice(&kind.to_ne_bytes());
+        self.buf[start..start + HEADER_LEN].copy_from_slice(&header(len, kind));
         self.pad();
         self
     }
@@ -113,7 +115,7 @@ impl<'b> AttrBuilder<'b> {
     /// and padded to the alignment.
     pub fn raw(&mut self, encoded: &[u8]) -> &mut Self {
         if self.failed.is_none() {
-            self.buf.extend(encoded);
+            self.buf.extend_from_slice(encoded);
             self.pad();
         }
         self
@@ -129,10 +131,29 @@ impl<'b> AttrBuilder<'b> {
         self.failed.map_or(Ok(()), Err)
     }
 
-    fn pad(&mut self) {
-        let len = align(self.buf.len());
-        self.buf.resize(len, 0);
+    /// A whole attribute of a length that is known, in one piece.
+    #[inline]
+    fn encoded<const N: usize>(&mut self, attr: [u8; N]) -> &mut Self {
+        if self.failed.is_none() {
+            self.buf.extend_from_slice(&attr);
+        }
+        self
     }
+
+    #[inline]
+    fn pad(&mut self) {
+        let missing = self.buf.len().wrapping_neg() % 4;
+        if missing > 0 {
+            self.buf.extend_from_slice(&[0; 3][..missing]);
+        }
+    }
+}
+
+/// An attribute's header; `len` counts it and fits.
+#[inline]
+fn header(len: usize, kind: u16) -> [u8; HEADER_LEN] {
+    let ([l0, l1], [k0, k1]) = ((len as u16).to_ne_bytes(), kind.to_ne_bytes());
+    [l0, l1, k0, k1]
 }
 
 #[cfg(test)]

@@ -66,6 +66,10 @@ pub struct Datapath {
     pub stats: DatapathStats,
     /// Masks in use, from the megaflow statistics.
     pub masks: u32,
+    /// Masks looked at in all lookups (`n_mask_hit`).
+    pub masks_looked_at: u64,
+    /// Lookups that the mask cache answered; 0 on kernels that do not count them (before 5.9).
+    pub masks_cache_hit: u64,
     /// Features in force; unknown bits are kept.
     pub features: UserFeatures,
     /// Entries of the mask cache, on kernels that have it (5.9).
@@ -109,7 +113,11 @@ impl Datapath {
                     flows: s.n_flows,
                 }
             }
-            DpAttr::MegaflowStats(s) => self.masks = s.n_masks,
+            DpAttr::MegaflowStats(s) => {
+                self.masks = s.n_masks;
+                self.masks_looked_at = s.n_mask_hit;
+                self.masks_cache_hit = s.n_cache_hit;
+            }
             DpAttr::UserFeatures(bits) => self.features = UserFeatures::from_bits_retain(*bits),
             DpAttr::MasksCacheSize(size) => self.masks_cache_size = Some(*size),
             DpAttr::PerCpuPids(bytes) => self.per_cpu_pids = Some(u32s(bytes)),

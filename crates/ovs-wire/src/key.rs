@@ -3,10 +3,11 @@
 //! A key is the payload of a KEY attribute, kept as the kernel encoded it so that it can be echoed
 //! byte for byte. The kernel writes metadata first, then the Ethernet header, for each VLAN header its
 //! tag protocol as `ETHERTYPE`, `VLAN` and an `ENCAP` that nests the rest, then Ethernet type, network
-//! and transport header (`__ovs_nla_put_key`, `net/openvswitch/flow_netlink.c`). Nothing here depends
-//! on that order.
+//! and transport header (`__ovs_nla_put_key`, `net/openvswitch/flow_netlink.c`). Nothing here needs
+//! that order; what is read for every packet is quicker with it.
 
 mod attr;
+mod head;
 pub mod kind;
 mod layout;
 mod summary;

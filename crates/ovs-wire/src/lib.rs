@@ -21,6 +21,7 @@ pub mod build;
 pub mod datapath;
 pub mod error;
 pub mod family;
+pub mod filter;
 pub mod flow;
 pub mod key;
 pub mod mask;

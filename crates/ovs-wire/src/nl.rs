@@ -197,11 +197,11 @@ pub fn write_message(
     fill: impl FnOnce(&mut AttrBuilder<'_>),
 ) -> Result<(), WireError> {
     let start = buf.len();
-    buf.extend([0; 4]);
-    buf.extend(kind.to_ne_bytes());
-    buf.extend((flags | NLM_F_REQUEST).to_ne_bytes());
-    buf.extend(seq.to_ne_bytes());
-    buf.extend([0; 4]);
+    let mut netlink = [0u8; 16];
+    netlink[4..6].copy_from_slice(&kind.to_ne_bytes());
+    netlink[6..8].copy_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
+    netlink[8..12].copy_from_slice(&seq.to_ne_bytes());
+    buf.extend_from_slice(&netlink);
     if let Err(err) = header.write(buf, fill) {
         buf.truncate(start);
         return Err(err);

@@ -144,9 +144,10 @@ impl<'a> Upcall<'a> {
     /// Takes the attributes; gives the set of types seen.
     fn read(&mut self, attrs: &'a [u8]) -> Result<u32, WireError> {
         let mut seen = 0u32;
-        for attr in Attrs::new(attrs) {
-            let attr = attr?;
-            let Some(Some(policy)) = POLICY.get(attr.kind as usize) else { continue };
+        let mut attrs = Attrs::new(attrs);
+        while let Some((kind, payload)) = attrs.step() {
+            let Some(Some(policy)) = POLICY.get(kind as usize) else { continue };
+            let attr = Attr { kind, payload, offset: attrs.offset(payload) };
             policy.check(&attr, seen & (1 << attr.kind) != 0)?;
             seen |= 1 << attr.kind;
             match attr.kind {
@@ -161,6 +162,7 @@ impl<'a> Upcall<'a> {
                 _ => {}
             }
         }
+        attrs.check()?;
         Ok(seen)
     }
 

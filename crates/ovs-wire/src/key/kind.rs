@@ -60,3 +60,21 @@ pub const CT_ORIG_TUPLE_IPV6: u16 = 27;
 pub const NSH: u16 = 28;
 /// u16; kernel 5.18 and later.
 pub const IPV6_EXTHDRS: u16 = 32;
+
+/// Types of attributes of a [`TUNNEL`] nest (`enum ovs_tunnel_key_attr`).
+#[allow(missing_docs, reason = "the kernel's own names")]
+pub mod tunnel {
+    pub const ID: u16 = 0;
+    pub const IPV4_SRC: u16 = 1;
+    pub const IPV4_DST: u16 = 2;
+    pub const TOS: u16 = 3;
+    pub const TTL: u16 = 4;
+    pub const DONT_FRAGMENT: u16 = 5;
+    pub const CSUM: u16 = 6;
+    pub const OAM: u16 = 7;
+    pub const TP_SRC: u16 = 9;
+    pub const TP_DST: u16 = 10;
+    pub const VXLAN_OPTS: u16 = 11;
+    pub const IPV6_SRC: u16 = 12;
+    pub const IPV6_DST: u16 = 13;
+}

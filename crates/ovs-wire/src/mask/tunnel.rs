@@ -1,23 +1,12 @@
 //! Masks of attributes that are nests: tunnels and NSH.
 
 use crate::key::kind;
+use crate::key::kind::tunnel::{
+    CSUM, DONT_FRAGMENT, ID, IPV4_DST, IPV4_SRC, IPV6_DST, IPV6_SRC, OAM, TOS, TP_DST, TP_SRC, TTL,
+    VXLAN_OPTS,
+};
 use crate::mask::write_ones;
 use crate::{AttrBuilder, Attrs, WireError};
-
-// `enum ovs_tunnel_key_attr`.
-const ID: u16 = 0;
-const IPV4_SRC: u16 = 1;
-const IPV4_DST: u16 = 2;
-const TOS: u16 = 3;
-const TTL: u16 = 4;
-const DONT_FRAGMENT: u16 = 5;
-const CSUM: u16 = 6;
-const OAM: u16 = 7;
-const TP_SRC: u16 = 9;
-const TP_DST: u16 = 10;
-const VXLAN_OPTS: u16 = 11;
-const IPV6_SRC: u16 = 12;
-const IPV6_DST: u16 = 13;
 
 /// Every field of a tunnel header with its length. The kernel leaves zero fields out of a key, so
 /// that a mask of nothing but what the key has would not match that they are zero.

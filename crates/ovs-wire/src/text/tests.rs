@@ -137,6 +137,7 @@ fn an_error_leaves_the_buffers_alone() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes miri too long")]
 fn nesting_is_bounded_both_ways() {
     let mut actions = Vec::new();
     for _ in 0..1000 {

@@ -4,27 +4,29 @@ use std::fmt::{self, Formatter};
 
 use crate::attr::{Attr, Attrs};
 use crate::build::AttrBuilder;
+use crate::key::kind::tunnel::{
+    ID, IPV4_DST, IPV4_SRC, IPV6_DST, IPV6_SRC, TOS, TP_DST, TP_SRC, TTL,
+};
 use crate::text::cursor::Cursor;
 use crate::text::forms::Show;
 use crate::text::key_read::{read_generic, read_value};
 use crate::text::key_write::{write_flags, write_generic, write_value};
 use crate::text::{Comma, TextError};
 
-/// `OVS_TUNNEL_KEY_ATTR_ID`, a big-endian u64.
-const ID: u16 = 0;
+/// The tunnel id is a big-endian u64.
 const ID_LEN: usize = 8;
 
 /// Number, name, length and form of the fields with a text form (`enum ovs_tunnel_key_attr`).
 const FIELDS: [(u16, &str, usize, Show); 9] = [
     (ID, "tun_id", ID_LEN, Show::Hex),
-    (1, "src", 4, Show::Ip4),
-    (2, "dst", 4, Show::Ip4),
-    (12, "ipv6_src", 16, Show::Ip6),
-    (13, "ipv6_dst", 16, Show::Ip6),
-    (3, "tos", 1, Show::Hex),
-    (4, "ttl", 1, Show::Dec),
-    (9, "tp_src", 2, Show::Dec),
-    (10, "tp_dst", 2, Show::Dec),
+    (IPV4_SRC, "src", 4, Show::Ip4),
+    (IPV4_DST, "dst", 4, Show::Ip4),
+    (IPV6_SRC, "ipv6_src", 16, Show::Ip6),
+    (IPV6_DST, "ipv6_dst", 16, Show::Ip6),
+    (TOS, "tos", 1, Show::Hex),
+    (TTL, "ttl", 1, Show::Dec),
+    (TP_SRC, "tp_src", 2, Show::Dec),
+    (TP_DST, "tp_dst", 2, Show::Dec),
 ];
 /// Bits of `flags(...)`, lowest first, with the attribute that each stands for.
 const FLAG_NAMES: &[&str] = &["oam", "df", "csum", "key"];
