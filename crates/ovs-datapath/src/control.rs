@@ -320,3 +320,6 @@ fn first<'r>(op: &str, replies: &'r [Vec<u8>]) -> Result<&'r [u8]> {
     let missing = || bad_reply(op)(WireError::Missing { what: "the reply" });
     replies.first().map(Vec::as_slice).ok_or_else(missing)
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,6 +45,15 @@ impl Links {
         Self::one(query, &format!("look up interface {ifindex}")).await
     }
 
+    /// All devices there are.
+    pub async fn all(&self) -> Result<Vec<Link>, ControlError> {
+        let replies = self.0.link().get().execute().map_ok(Link::from);
+        replies.try_collect().await.map_err(|err| ControlError::Link {
+            op: "list the interfaces".to_owned(),
+            message: err.to_string(),
+        })
+    }
+
     async fn one(query: rtnetlink::LinkGetRequest, op: &str) -> Result<Option<Link>, ControlError> {
         let mut replies = std::pin::pin!(query.execute());
         let first = replies.try_next().await;
@@ -93,5 +102,6 @@ mod tests {
         assert!(lo.loopback);
         assert_eq!(links.by_index(lo.ifindex).await.unwrap().unwrap().name, "lo");
         assert_eq!(links.by_name("no-such-if0").await.unwrap(), None);
+        assert!(links.all().await.unwrap().contains(&lo));
     }
 }
