@@ -3,7 +3,8 @@
 use std::fs;
 use std::io;
 
-use rustix::thread::{CpuSet, sched_getaffinity};
+use rustix::process::{Pid, getpid};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Where the kernel lists the CPUs that can ever exist: hotplugged ones included.
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
@@ -22,19 +23,40 @@ pub fn table_len() -> io::Result<usize> {
 
 /// CPUs the calling thread may run on, in order; at least one.
 pub fn usable() -> io::Result<Vec<usize>> {
-    let set = sched_getaffinity(None)?;
+    affinity(None)
+}
+
+/// CPUs the main thread of this process may run on: what `taskset` shows and sets by the process id.
+pub fn usable_by_process() -> io::Result<Vec<usize>> {
+    affinity(Some(getpid()))
+}
+
+/// CPUs that a thread of this process, or the calling one, may run on now, in order: those of its
+/// affinity mask that are online (`sched_getaffinity`, `kernel/sched/syscalls.c`).
+pub fn affinity(thread: Option<Pid>) -> io::Result<Vec<usize>> {
+    let set = sched_getaffinity(thread)?;
     Ok((0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
+}
+
+/// Lets a thread of this process, or the calling one, run on `cpus` alone.
+///
+/// # Errors
+///
+/// When none of them is online and in the thread's cpuset, or an id is beyond [`CpuSet::MAX_CPU`].
+pub fn set_affinity(thread: Option<Pid>, cpus: &[usize]) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        if *cpu >= CpuSet::MAX_CPU {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        set.set(*cpu);
+    }
+    Ok(sched_setaffinity(thread, &set)?)
 }
 
 /// Keeps the calling thread on `cpu`.
 pub fn pin_to(cpu: usize) -> io::Result<()> {
-    let mut set = CpuSet::new();
-    if cpu >= CpuSet::MAX_CPU {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    }
-    set.set(cpu);
-    rustix::thread::sched_setaffinity(None, &set)?;
-    Ok(())
+    set_affinity(None, &[cpu])
 }
 
 /// Reads a list such as `0-3,8,10-11` into ascending ids; `None` if it is not one.
@@ -86,6 +108,17 @@ mod tests {
         for text in ["a", "3-1", "0-99999999", "1-2-3", "-1"] {
             assert_eq!(parse_list(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_thread_runs_where_it_was_put() {
+        let before = usable().unwrap();
+        let one = *before.last().unwrap();
+        let inside = std::thread::spawn(move || pin_to(one).and_then(|()| usable()));
+        assert_eq!(inside.join().unwrap().unwrap(), [one]);
+        assert_eq!(usable().unwrap(), before);
+        assert!(pin_to(CpuSet::MAX_CPU).is_err());
+        assert!(set_affinity(None, &[]).is_err());
     }
 
     #[test]

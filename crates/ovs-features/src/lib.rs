@@ -8,7 +8,7 @@
 //!
 //! * *What can this host do?* [`Probe`] asks for every feature and remembers what is certain.
 //! * *Which dispatch mode?* [`survey`] and [`choose`], then [`enable_per_cpu`] or [`enable_per_vport`].
-//! * *Where do upcalls go now?* [`Delivery`]: CPU or port, to port id, to socket, to process.
+//! * *Where do upcalls go now?* [`deliveries`]: CPU or port, to port id, to socket, to process.
 
 mod ask;
 pub mod cpu;
@@ -24,7 +24,7 @@ pub use finding::{Cause, Decision, Facts, Finding, Support};
 pub use host::{CAPABILITIES, Capabilities, Host, RecvBuffer};
 pub use ovs_datapath::SocketOwner;
 pub use probe::{Answer, DatapathReport, Feature, Group, Place, Probe, Report};
-pub use table::{Delivery, End, PortTargets, Sockets, Table, Target};
+pub use table::{Delivery, End, PortTargets, Sockets, Table, Target, deliveries};
 pub use topology::{Cpu, Topology};
 
 /// Release of the running kernel, as `uname -r` prints it.

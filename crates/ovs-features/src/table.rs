@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::io;
 
-use ovs_datapath::{SocketOwner, live_port_ids, socket_owner};
+use ovs_datapath::{Control, ControlError, SocketOwner, live_port_ids, socket_owner};
 use ovs_wire::datapath::{Datapath, UserFeatures};
 use ovs_wire::vport::Vport;
+use rustix::io::Errno;
 
 use crate::DispatchMode;
 
@@ -145,6 +146,35 @@ impl Delivery {
         }
         owners
     }
+}
+
+/// How the datapath `name`, or every datapath of the calling thread's network namespace, delivers its
+/// upcalls now. Changes nothing and needs no privilege; none is no error.
+///
+/// # Errors
+///
+/// Without the module, and when the kernel does not answer.
+pub async fn deliveries(name: Option<&str>) -> Result<Vec<(Datapath, Delivery)>, ControlError> {
+    let control = Control::open().await?;
+    let datapaths = match name {
+        Some(name) => control.datapath(name).await?.into_iter().collect(),
+        None => control.datapaths().await?,
+    };
+    let mut sockets = Sockets::read()
+        .map_err(|source| ControlError::Socket { call: "/proc/net/netlink", source })?;
+    let mut found = Vec::new();
+    for dp in datapaths {
+        match control.vports(dp.ifindex).await {
+            Ok(ports) => {
+                let delivery = Delivery::resolve(&dp, &ports, &mut sockets);
+                found.push((dp, delivery));
+            }
+            // Deleted since it was listed.
+            Err(err) if err.is(Errno::NODEV) => {}
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -84,12 +84,31 @@ impl Topology {
         self.table_len() != self.possible.len()
     }
 
-    /// CPUs the thread may run on that are not isolated; all it may run on, if there are no others.
+    /// CPUs the thread may run on that are kept free for nothing else: neither isolated nor without a
+    /// tick; all it may run on, if there are no others.
     pub fn housekeeping(&self) -> Vec<usize> {
         let allowed = self.affinity.as_ref().unwrap_or(&self.possible);
-        let isolated = self.isolated.as_deref().unwrap_or_default();
-        let free: Vec<_> = allowed.iter().copied().filter(|id| !isolated.contains(id)).collect();
-        if free.is_empty() { allowed.clone() } else { free }
+        let kept_free = |id: &usize| {
+            contains(self.isolated.as_ref(), *id) || contains(self.nohz_full.as_ref(), *id)
+        };
+        let rest: Vec<_> = allowed.iter().copied().filter(|id| !kept_free(id)).collect();
+        if rest.is_empty() { allowed.clone() } else { rest }
+    }
+
+    /// CPUs the thread may be put on: those of its affinity and, unless the cpuset forbids them,
+    /// isolated ones. The kernel leaves these out of the affinity that every process starts with
+    /// (`isolcpus=`), so that they have to be asked for.
+    pub fn reachable(&self) -> Vec<usize> {
+        let runs = |id| self.online.is_none() || contains(self.online.as_ref(), id);
+        let in_cpuset = |id| self.cpuset.is_none() || contains(self.cpuset.as_ref(), id);
+        let isolated = |id| contains(self.isolated.as_ref(), id) && runs(id) && in_cpuset(id);
+        let own = |id| self.affinity.is_none() || contains(self.affinity.as_ref(), id);
+        self.possible.iter().copied().filter(|id| own(*id) || isolated(*id)).collect()
+    }
+
+    /// What is known of a CPU id; `None` for one that cannot exist.
+    pub fn cpu(&self, id: usize) -> Option<&Cpu> {
+        self.cpus.iter().find(|cpu| cpu.id == id)
     }
 
     /// Threads of a core, at most; 1 without hyper-threading.
@@ -110,6 +129,10 @@ impl Topology {
         nodes.dedup();
         nodes
     }
+}
+
+fn contains(list: Option<&Vec<usize>>, id: usize) -> bool {
+    list.is_some_and(|list| list.contains(&id))
 }
 
 /// A list file. Kernels print `(null)` for a mask that was never set (`print_cpus_nohz_full`,
@@ -217,12 +240,16 @@ mod tests {
         assert_eq!(topology.nohz_full, Some(vec![]));
         assert_eq!(topology.affinity, Some(vec![0, 1, 2, 8]));
         assert_eq!(topology.housekeeping(), [0, 1, 8]);
+        assert_eq!(topology.reachable(), [0, 1, 2, 8], "3 is isolated, but not in the cpuset");
+        let topology = Topology { nohz_full: Some(vec![1]), cpuset: None, ..topology };
+        assert_eq!(topology.housekeeping(), [0, 8]);
+        assert_eq!(topology.reachable(), [0, 1, 2, 3, 8]);
     }
 
     #[test]
     fn cores_and_nodes_are_told_for_each_cpu() {
         let topology = Topology::read(tree(SPARSE).path()).unwrap();
-        let cpu = |id| topology.cpus.iter().find(|cpu| cpu.id == id).unwrap();
+        let cpu = |id| topology.cpu(id).unwrap();
         assert_eq!((cpu(0).siblings.as_slice(), cpu(0).node), ([0, 2].as_slice(), Some(0)));
         assert_eq!((cpu(8).siblings.as_slice(), cpu(8).node), ([8, 10].as_slice(), Some(1)));
         assert_eq!((cpu(11).siblings.as_slice(), cpu(11).node), ([].as_slice(), Some(1)));

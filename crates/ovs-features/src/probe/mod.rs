@@ -227,7 +227,7 @@ fn forced_buffer(probed: std::io::Result<RecvBuffer>) -> Finding {
             let evidence = format!("SO_RCVBUFFORCE reaches {forced} bytes, SO_RCVBUF {plain}");
             feature.finding(Support::Available, evidence).with(request)
         }
-        // sk_setsockopt (net/core/sock.c) asks for CAP_NET_ADMIN in the namespace's user namespace.
+        // sk_setsockopt (net/core/sock.c) asks for CAP_NET_ADMIN in the initial user namespace.
         (None, errno) => {
             let needs = Support::Undetermined(Cause::Needs("CAP_NET_ADMIN"));
             let evidence =

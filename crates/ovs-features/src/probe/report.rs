@@ -2,14 +2,13 @@
 
 use std::path::Path;
 
-use ovs_datapath::{Control, ControlError};
 use ovs_wire::datapath::Datapath;
 
 use super::{Answer, Feature, Place, Probe, why};
 use crate::DispatchMode;
 use crate::finding::Support;
 use crate::host::Host;
-use crate::table::{Delivery, End, Sockets};
+use crate::table::{Delivery, End, deliveries};
 use crate::topology::Topology;
 
 /// What this host can do, and what a datapath on it does.
@@ -75,23 +74,13 @@ impl Probe {
 async fn look_at(name: &str, topology: Option<&Topology>, answers: &[Answer]) -> DatapathReport {
     let reported = answers.iter().find(|answer| answer.feature == Feature::TableReported);
     let reported = reported.is_none_or(|a| a.finding.support != Support::Unavailable);
-    let found = inspect(name).await.map_err(|err| err.to_string());
+    let found = deliveries(Some(name)).await.map_err(|err| err.to_string());
+    let found = found.map(|mut found| found.pop());
     let remarks = match &found {
         Ok(Some((_, delivery))) => remarks(delivery, topology, reported),
         _ => Vec::new(),
     };
     DatapathReport { name: name.to_owned(), found, remarks }
-}
-
-/// GETs only.
-async fn inspect(name: &str) -> Result<Option<(Datapath, Delivery)>, ControlError> {
-    let control = Control::open().await?;
-    let Some(dp) = control.datapath(name).await? else { return Ok(None) };
-    let ports = control.vports(dp.ifindex).await?;
-    let mut sockets = Sockets::read()
-        .map_err(|source| ControlError::Socket { call: "/proc/net/netlink", source })?;
-    let delivery = Delivery::resolve(&dp, &ports, &mut sockets);
-    Ok(Some((dp, delivery)))
 }
 
 /// What is wrong with how a datapath delivers.
