@@ -6,7 +6,8 @@
 //! of the flow, none was left when it was read, and the flow goes in. If it did, the install waits for
 //! the next round, up to a limit, so that an elephant is installed as well. While the socket has more
 //! than a round of datagrams queued, a round without the flow proves nothing: its next packet may be
-//! further back. Then the install waits until the socket was read empty, up to a larger limit.
+//! further back. Then the install waits until the socket was read empty, up to a larger limit. So it does
+//! while upcalls of the flow that were read wait for their turn, or are in another reader's hands.
 //!
 //! What still slips through, upcalls read after the FLOW_PUT was sent, is counted as stragglers.
 
@@ -58,6 +59,9 @@ pub enum Offer {
 #[derive(Debug)]
 struct Pending {
     flow: u64,
+    /// The hash of the lane that asked for it.
+    lane: u64,
+    planned_us: u64,
     /// The encoded message, as a range of `InstallPlan::bytes`.
     start: usize,
     end: usize,
@@ -111,15 +115,15 @@ impl InstallPlan {
         self.pending.is_empty()
     }
 
-    /// An upcall of `flow` whose verdict is to install it. `write` appends the encoded message and is
-    /// called only if the install is planned.
+    /// An upcall of `flow`, and of the lane with this hash, whose verdict is to install it. `write` appends
+    /// the encoded message and is called only if the install is planned.
     ///
     /// # Errors
     ///
     /// What `write` fails with; the plan is as it was.
     pub fn offer<E>(
         &mut self,
-        flow: u64,
+        (flow, lane): (u64, u64),
         now_us: u64,
         write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
     ) -> Result<Offer, E> {
@@ -144,6 +148,8 @@ impl InstallPlan {
         let end = self.bytes.len();
         self.pending.push(Pending {
             flow,
+            lane,
+            planned_us: now_us,
             start,
             end,
             rounds: 0,
@@ -155,13 +161,30 @@ impl InstallPlan {
         Ok(Offer::Planned)
     }
 
+    /// The message of the flow's install, if that waits.
+    pub fn waiting(&self, flow: u64) -> Option<&[u8]> {
+        let at = *self.index.find(flow, |&at| self.pending[at].flow == flow)?;
+        let install = &self.pending[at];
+        Some(&self.bytes[install.start..install.end])
+    }
+
+    /// There was an upcall of a flow whose install waits, which needed no verdict.
+    pub fn touch(&mut self, flow: u64) {
+        let pending = &mut self.pending;
+        if let Some(&at) = self.index.find(flow, |&at| pending[at].flow == flow) {
+            pending[at].touched = true;
+        }
+    }
+
     /// Ends a round, in which the socket was read empty or not: hands the message of every install that
-    /// is due to `send`, in the order they were planned.
+    /// is due to `send`, with the time it was planned at, in the order they were planned. `waits` tells
+    /// whether upcalls of a lane were read that are not answered; it is asked about those due alone.
     pub fn end_round(
         &mut self,
         now_us: u64,
         drained: bool,
-        mut send: impl FnMut(&[u8]),
+        waits: impl Fn(u64) -> bool,
+        mut send: impl FnMut(&[u8], u64),
     ) -> RoundEnd {
         let mut end = RoundEnd::default();
         if self.pending.is_empty() {
@@ -173,14 +196,14 @@ impl InstallPlan {
         let mut pending = std::mem::take(&mut self.pending);
         pending.retain_mut(|install| {
             let message = &bytes[install.start..install.end];
-            let proven = drained && !install.touched;
+            let proven = drained && !install.touched && !waits(install.lane);
             let forced = install.touched_rounds >= self.limits.rounds_max
                 || install.rounds >= self.limits.backlog_rounds_max;
             let due = proven || forced;
             if due {
                 end.sent += 1;
                 end.forced += u64::from(!proven);
-                send(message);
+                send(message, install.planned_us);
                 self.remember(install.flow, now_us);
             } else {
                 end.deferred += u64::from(install.rounds > 0);
@@ -250,7 +273,7 @@ mod tests {
             out.extend(flow.to_ne_bytes());
             Ok::<(), ()>(())
         };
-        plan.offer(flow, now_us, write).unwrap()
+        plan.offer((flow, flow), now_us, write).unwrap()
     }
 
     fn end_round(plan: &mut InstallPlan, now_us: u64) -> Vec<u64> {
@@ -259,9 +282,8 @@ mod tests {
 
     fn end_round_with(plan: &mut InstallPlan, now_us: u64, drained: bool) -> Vec<u64> {
         let mut sent = Vec::new();
-        plan.end_round(now_us, drained, |m| {
-            sent.push(u64::from_ne_bytes(m.try_into().unwrap()));
-        });
+        let note = |m: &[u8], _| sent.push(u64::from_ne_bytes(m.try_into().unwrap()));
+        plan.end_round(now_us, drained, |_| false, note);
         sent
     }
 
@@ -278,6 +300,22 @@ mod tests {
         let waited =
             (0..100).take_while(|_| end_round_with(&mut plan, 0, false).is_empty()).count();
         assert_eq!(waited, 10, "a backlog without an end does not hold an install for ever");
+    }
+
+    #[test]
+    fn an_install_waits_while_upcalls_of_its_lane_do() {
+        let limits = InstallLimits { backlog_rounds_max: 10, ..InstallLimits::default() };
+        let mut plan = plan(limits);
+        (1..=2).for_each(|flow| assert_eq!(offer(&mut plan, flow, 0), Offer::Planned));
+        let mut round = || {
+            let mut sent = Vec::new();
+            let end = plan.end_round(0, true, |lane| lane == 1, |m, _| sent.extend_from_slice(m));
+            (sent, end.forced)
+        };
+        assert_eq!(round(), (vec![], 0));
+        assert_eq!(round(), (2u64.to_ne_bytes().to_vec(), 0), "the lane of the other is free");
+        let waited = (0..100).take_while(|_| round().0.is_empty()).count();
+        assert_eq!(waited, 8, "what waits for ever does not hold an install for ever");
     }
 
     #[test]
@@ -344,7 +382,7 @@ mod tests {
     #[test]
     fn a_message_that_cannot_be_written_is_not_planned() {
         let mut plan = plan(InstallLimits::default());
-        let failed = plan.offer(1, 0, |out| {
+        let failed = plan.offer((1, 1), 0, |out| {
             out.push(1);
             Err("no")
         });
@@ -361,7 +399,8 @@ mod tests {
         #[test]
         fn every_planned_install_is_sent_once_and_behind_its_packets(
             rounds in prop::collection::vec(
-                (prop::collection::vec(0u64..6, 0..8), any::<bool>()), 1..40,
+                (prop::collection::vec(0u64..6, 0..8), any::<bool>(), prop::bool::weighted(0.1)),
+                1..40,
             ),
         ) {
             let limits = InstallLimits {
@@ -373,10 +412,23 @@ mod tests {
             let mut plan = plan(limits);
             // Flow to rounds waited, and of these those with an upcall of it.
             let mut waiting: HashMap<u64, (u16, u8)> = HashMap::new();
-            let last = (0..2).map(|_| (vec![], true));
-            for (now, (round, drained)) in rounds.into_iter().chain(last).enumerate() {
+            let last = (0..2).map(|_| (vec![], true, false));
+            for (now, (round, drained, learned)) in rounds.into_iter().chain(last).enumerate() {
                 let now = now as u64 * 1_000;
+                if learned {
+                    // What was decided before is neither sent nor answered from.
+                    plan.clear();
+                    waiting.clear();
+                }
                 for flow in &round {
+                    let planned = plan.waiting(*flow).map(<[u8]>::to_vec);
+                    let expected = waiting.contains_key(flow).then(|| flow.to_ne_bytes().to_vec());
+                    prop_assert_eq!(&planned, &expected, "flow {}", flow);
+                    if planned.is_some() && flow % 2 == 0 {
+                        // Answered from the plan.
+                        plan.touch(*flow);
+                        continue;
+                    }
                     match offer(&mut plan, *flow, now) {
                         Offer::Planned => prop_assert!(waiting.insert(*flow, (0, 0)).is_none()),
                         Offer::Duplicate => prop_assert!(waiting.contains_key(flow)),

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::Latency;
+
 /// A counter with one writer and any number of readers.
 ///
 /// The writer loads and stores, it does not lock the bus: a second writer would lose counts.
@@ -21,24 +23,39 @@ impl Counter {
 }
 
 macro_rules! ledger {
-    ($($(#[$doc:meta])* $name:ident,)+) => {
+    ($($(#[doc = $doc:literal])* $name:ident,)+) => {
         /// Counters of one worker. All counts are since the worker started.
         #[derive(Debug, Default)]
         pub struct Ledger {
-            $($(#[$doc])* pub $name: Counter,)+
+            $($(#[doc = $doc])* pub $name: Counter,)+
+            /// How long it took, stage by stage.
+            pub latency: Latency,
         }
 
         /// A reading of one or more [`Ledger`]s, added up.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
         pub struct LedgerSnapshot {
-            $($(#[$doc])* pub $name: u64,)+
+            $($(#[doc = $doc])* pub $name: u64,)+
         }
 
         impl Ledger {
+            /// Counts an upcall as shed, for the reason that `reason` counts.
+            pub fn shed_for(&self, reason: &Counter) {
+                self.shed.add(1);
+                reason.add(1);
+            }
+
             /// Reads every counter. Exact when the owner rests; while it works, a reading may be
             /// between two counters of one upcall.
             pub fn snapshot(&self) -> LedgerSnapshot {
                 LedgerSnapshot { $($name: self.$name.get(),)+ }
+            }
+        }
+
+        impl LedgerSnapshot {
+            /// Every counter: its name, what it counts (in one line), and the count.
+            pub fn counters(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$((stringify!($name), concat!($($doc),*).trim_ascii(), self.$name),)+].into_iter()
             }
         }
 
@@ -67,6 +84,30 @@ ledger! {
     shed_unwritable,
     /// Shed because the kernel did not take the batch with the packet.
     shed_send_failed,
+    /// Shed because its port had taken its share of the room for upcalls that wait.
+    shed_no_room,
+    /// Shed because the answer of the handler took longer than allowed.
+    shed_handler_timeout,
+    /// Shed because the handler had as many answers outstanding as it may.
+    shed_pending_full,
+    /// Shed because a listener had no room: flows to be accepted, flows, or an upcall that was not taken.
+    shed_listener_full,
+    /// Shed because the dispatcher was stopped before they were answered.
+    shed_stopped,
+    /// Upcalls that the handler answered later, or has yet to answer.
+    deferred,
+    /// Shed because its port had as many waiting as it may.
+    shed_quota,
+    /// Shed because its port, or its port's class, had more than its rate.
+    shed_rate,
+    /// Upcalls that came by another socket than the one before of their flow, and had not to wait.
+    hops,
+    /// Messages taken out of their sockets early, because a flow had hopped.
+    gathered,
+    /// Upcalls that waited: for packets of their flow in another socket, or for a worker.
+    queued,
+    /// Upcalls that did not wait for all that other sockets held, because there was no room to wait.
+    fences_without_room,
     /// Packets given back with actions to apply.
     executed,
     /// Of these, refused by the kernel.
@@ -81,6 +122,8 @@ ledger! {
     put_raced,
     /// Upcalls of a flow whose installation was waiting already.
     duplicate_misses,
+    /// Of these, answered with the actions of that, without asking the handler.
+    answered_from_plan,
     /// Upcalls of a flow read after its installation was sent.
     install_stragglers,
     /// Installs put off because packets of the flow kept coming.
@@ -91,6 +134,9 @@ ledger! {
     install_overflow,
     /// Installs not tried because the flow limit was reached.
     flow_limit_hits,
+    /// Upcalls of ports that flood, refused by the storm shield before they were received: an estimate
+    /// from those it let through, as the kernel counts none of them.
+    shield_refused,
 }
 
 impl LedgerSnapshot {
@@ -103,7 +149,17 @@ impl LedgerSnapshot {
     /// Does the law of conservation hold for a dispatcher at rest?
     pub fn balances(&self) -> bool {
         self.received == self.completed + self.shed + self.malformed + self.foreign
-            && self.shed == self.shed_handler_panic + self.shed_unwritable + self.shed_send_failed
+            && self.shed
+                == self.shed_handler_panic
+                    + self.shed_unwritable
+                    + self.shed_send_failed
+                    + self.shed_no_room
+                    + self.shed_handler_timeout
+                    + self.shed_pending_full
+                    + self.shed_listener_full
+                    + self.shed_stopped
+                    + self.shed_quota
+                    + self.shed_rate
     }
 
     /// Flows the kernel took.
@@ -132,6 +188,14 @@ mod tests {
         let mut sum = a.snapshot();
         sum += b.snapshot();
         assert!(sum.balances());
+    }
+
+    #[test]
+    fn counters_have_names_and_say_what_they_count() {
+        let snapshot = LedgerSnapshot { received: 3, ..LedgerSnapshot::default() };
+        let all: Vec<_> = snapshot.counters().collect();
+        assert_eq!(all[0], ("received", "Messages taken from upcall sockets.", 3));
+        assert!(all.iter().all(|(_, help, _)| !help.is_empty() && help.ends_with('.')), "{all:?}");
     }
 
     #[test]

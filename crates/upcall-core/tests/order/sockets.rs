@@ -1,0 +1,166 @@
+//! Packets on their way into sockets and out of them: by their reader, because a flow hopped, or in the
+//! order in which the sockets got something.
+
+use std::collections::VecDeque;
+
+use upcall_core::{Fence, Gather};
+
+use crate::handling::Reading;
+use crate::host::{Host, Packet, SOCKETS, id};
+
+impl Host {
+    pub(crate) fn arrive(&mut self, flow: usize) {
+        let state = &mut self.flows[flow];
+        let packet = (flow, state.next);
+        state.next += 1;
+        if self.kernel.forward(packet) {
+            return;
+        }
+        self.sockets.borrow_mut()[state.socket].queue.push_back(packet);
+        state.unread[state.socket] += 1;
+        if !self.arrivals.contains(&state.socket) {
+            self.arrivals.push(state.socket);
+        }
+    }
+
+    /// A flow may hop once a packet of it was read where it is, and back to a socket only when that
+    /// holds none of it any more: what hops faster than anybody looks has no order to be seen. While
+    /// sockets are read in order, it is enough that the socket got nothing since the last look, and that
+    /// nobody is about to take out of it what was there then.
+    pub(crate) fn hop(&mut self, flow: usize, socket: usize) {
+        let state = &mut self.flows[flow];
+        let is_taken = |(_, order, _): &(_, VecDeque<_>, _)| order.contains(&socket);
+        let is_fresh =
+            !self.arrivals.contains(&socket) && !self.taking.as_ref().is_some_and(is_taken);
+        let may_hop = if self.in_order { is_fresh } else { state.seen_here };
+        if may_hop && state.unread[socket] == 0 {
+            state.seen_here &= state.socket == socket;
+            state.socket = socket;
+        }
+    }
+
+    pub(crate) fn begin_round(&mut self, socket: usize) {
+        let mut sockets = self.sockets.borrow_mut();
+        let socket = &mut sockets[socket];
+        if !socket.in_round {
+            socket.in_round = true;
+            socket.drained = false;
+        }
+    }
+
+    pub(crate) fn read(&mut self, at: usize, defer: bool) {
+        let mut sockets = self.sockets.borrow_mut();
+        let socket = &mut sockets[at];
+        if !socket.in_round || socket.drained {
+            return;
+        }
+        let read = socket.state.begin_read();
+        let Some(packet) = socket.queue.pop_front() else {
+            socket.drained = true;
+            return;
+        };
+        drop(sockets);
+        self.packet(packet, Reading { by: at, from: at, read, defer });
+    }
+
+    /// A whole round, in which the socket is read empty.
+    pub(crate) fn read_empty(&mut self, at: usize) {
+        self.begin_round(at);
+        while !self.sockets.borrow()[at].drained {
+            self.read(at, false);
+        }
+        self.end_round(at);
+    }
+
+    /// Looks at all sockets, for the reader of `by`.
+    pub(crate) fn gather(&self, by: usize) -> Gather {
+        self.gathers.set(self.gathers.get() + 1);
+        let sockets = self.sockets.borrow();
+        let unread = |at: &usize| !sockets[*at].queue.is_empty();
+        let is_busy = |at: &usize| unread(at) || !sockets[*at].state.is_idle();
+        let fence = |at: usize| Fence { source: id(at), through: sockets[at].state.reads() };
+        let open = |at: usize| Fence { through: Fence::OPEN, ..fence(at) };
+        let others = || (0..SOCKETS).filter(|at| *at != by);
+        let busy = others().filter(is_busy);
+        Gather {
+            id: self.gathers.get(),
+            busy: busy.map(|at| if unread(&at) { open(at) } else { fence(at) }).collect(),
+            hold: others().any(|at| unread(&at)).then(|| fence(by)),
+            ordered: false,
+        }
+    }
+
+    /// The reader of `by` takes what is in the sockets, its own first.
+    pub(crate) fn read_all(&mut self, by: usize, mut gather: Gather) {
+        for from in std::iter::once(by).chain((0..SOCKETS).filter(|from| *from != by)) {
+            let through = self.sockets.borrow()[from].state.reads();
+            self.lanes.narrow(&mut gather, Fence { source: id(from), through });
+            let was_idle = self.sockets.borrow()[from].state.is_idle();
+            loop {
+                let mut sockets = self.sockets.borrow_mut();
+                let Some(packet) = sockets[from].queue.pop_front() else { break };
+                let read = sockets[from].state.begin_read();
+                drop(sockets);
+                self.unread(packet, from);
+                self.place(packet, Reading { by, from, read, defer: true }, Some(&gather));
+            }
+            if was_idle {
+                self.sockets.borrow()[from].state.answer_all();
+            }
+        }
+    }
+
+    pub(crate) fn look(&mut self, by: usize) {
+        if self.taking.is_some() {
+            return;
+        }
+        self.gathers.set(self.gathers.get() + 1);
+        let sockets = self.sockets.borrow();
+        let busy = (0..SOCKETS).filter(|at| !sockets[*at].state.is_idle());
+        let gather = Gather {
+            id: self.gathers.get(),
+            busy: busy
+                .map(|at| Fence { source: id(at), through: sockets[at].state.reads() })
+                .collect(),
+            hold: None,
+            ordered: true,
+        };
+        let arrivals = std::mem::take(&mut self.arrivals);
+        let order: VecDeque<_> =
+            arrivals.into_iter().filter(|at| !sockets[*at].queue.is_empty()).collect();
+        drop(sockets);
+        self.taking = (!order.is_empty()).then_some((by, order, gather));
+    }
+
+    pub(crate) fn take_in_order(&mut self) {
+        let Some((by, mut order, gather)) = self.taking.take() else { return };
+        let Some(&from) = order.front() else { return self.look(by) };
+        let mut sockets = self.sockets.borrow_mut();
+        let was_idle = sockets[from].state.is_idle();
+        if let Some(packet) = sockets[from].queue.pop_front() {
+            let read = sockets[from].state.begin_read();
+            drop(sockets);
+            self.unread(packet, from);
+            self.place(packet, Reading { by, from, read, defer: true }, Some(&gather));
+            if was_idle {
+                self.sockets.borrow()[from].state.answer_all();
+            }
+        } else {
+            drop(sockets);
+            order.pop_front();
+        }
+        self.taking = Some((by, order, gather));
+        if self.taking.as_ref().is_some_and(|(_, order, _)| order.is_empty()) {
+            self.taking = None;
+            self.look(by);
+        }
+    }
+
+    /// A packet is taken out of a socket.
+    pub(crate) fn unread(&mut self, packet: Packet, from: usize) {
+        self.kernel.read(packet);
+        let state = &mut self.flows[packet.0];
+        state.unread[from] -= 1;
+        state.seen_here |= state.socket == from;
+    }
+}
