@@ -5,14 +5,18 @@ use std::sync::Arc;
 
 use netlink_io::Socket;
 use ovs_datapath::Control;
-use ovs_features::{Decision, DispatchMode, Finding, Support, Wanted, cpu};
+use ovs_features::{Decision, DispatchMode, Finding, Support, Topology, Wanted};
 use ovs_wire::datapath::Datapath;
 use tokio::sync::watch;
 
-use crate::delivery::{Delivery, open_socket};
+use crate::delivery::Delivery;
+use crate::places::{Places, topology};
+use crate::recv_buffer::Budget;
+use crate::roam::Room;
 use crate::shared::Shared;
+use crate::sockets::open_socket;
 use crate::worker::Worker;
-use crate::{Error, Shape};
+use crate::{Error, Shape, grace};
 
 /// What a delivery is built from.
 pub(crate) struct Assembly<'a> {
@@ -20,22 +24,26 @@ pub(crate) struct Assembly<'a> {
     pub(crate) dp: &'a Datapath,
     pub(crate) shared: &'a Arc<Shared>,
     pub(crate) shape: Shape,
+    /// What receives until then, and again if the datapath cannot be switched over.
+    pub(crate) previous: Option<&'a Delivery>,
 }
 
 impl Assembly<'_> {
     /// Builds sockets and workers, and switches the datapath to them. What comes queues until
     /// [`Delivery::open`]. `inherited` sockets are given to the workers as well.
     pub(crate) async fn deliver(&self, inherited: &[Arc<Socket>]) -> Result<Delivery, Error> {
+        let delivery = self.switch_over(inherited).await?;
+        delivery.sockets().warn_if_short();
+        Ok(delivery)
+    }
+
+    async fn switch_over(&self, inherited: &[Arc<Socket>]) -> Result<Delivery, Error> {
         let mut decision = self.decide().await?;
         if decision.mode == DispatchMode::PerCpu {
             let delivery = self.per_cpu(decision.clone()).await?;
             delivery.read_too(inherited).await;
-            let table = delivery.table();
-            let finding = ovs_features::enable_per_cpu(self.control, self.dp, table).await?;
-            let taken = finding.support == Support::Available;
-            decision.findings.push(finding);
-            if taken {
-                delivery.follow(self.control, self.dp.ifindex).await?;
+            decision.findings.extend(self.take_over(&delivery).await?);
+            if decision.findings.iter().all(|f| f.support == Support::Available) {
                 return Ok(delivery.because(decision));
             }
             delivery.stop().await;
@@ -43,9 +51,24 @@ impl Assembly<'_> {
         }
         let delivery = self.per_vport(decision).await?;
         delivery.read_too(inherited).await;
-        delivery.follow(self.control, self.dp.ifindex).await?;
-        delivery.assert(self.control, self.dp).await?;
+        self.take_over(&delivery).await?;
         Ok(delivery)
+    }
+
+    /// On an error the datapath goes back to what it had, and what came meanwhile is answered.
+    async fn take_over(&self, delivery: &Delivery) -> Result<Option<Finding>, Error> {
+        let taken = delivery.take_over(self.control, self.dp).await;
+        if taken.is_err() {
+            let mut reverted = Ok(None);
+            match self.previous {
+                Some(previous) => reverted = previous.take_over(self.control, self.dp).await,
+                None => delivery.release(self.control, self.dp).await,
+            }
+            grace::upcalls_under_way().await;
+            delivery.stop().await;
+            reverted?;
+        }
+        taken
     }
 
     async fn decide(&self) -> Result<Decision, Error> {
@@ -57,8 +80,14 @@ impl Assembly<'_> {
         Ok(decision)
     }
 
+    fn budget(&self) -> Budget {
+        let Shape { recv_buffer_bytes: each, recv_buffer_total_bytes: total, .. } = self.shape;
+        Budget { each, total }
+    }
+
     fn open_sockets(&self, count: usize) -> Result<Vec<Arc<Socket>>, Error> {
-        (0..count).map(|_| open_socket(self.shape.recv_buffer_bytes)).collect()
+        let bytes = self.budget().ask(count);
+        (0..count).map(|_| open_socket(bytes)).collect()
     }
 
     /// A socket for each CPU, or for as many as can be had: the others share. A CPU without a socket
@@ -67,7 +96,7 @@ impl Assembly<'_> {
         let reserve = Reserve::take()?;
         let mut sockets = Vec::with_capacity(cpus);
         for _ in 0..cpus {
-            match open_socket(self.shape.recv_buffer_bytes) {
+            match open_socket(self.budget().ask(cpus)) {
                 Ok(socket) => sockets.push(socket),
                 Err(err) if sockets.is_empty() => return Err(err),
                 Err(err) => {
@@ -82,51 +111,47 @@ impl Assembly<'_> {
     }
 
     async fn per_cpu(&self, decision: Decision) -> Result<Delivery, Error> {
-        let (usable, cpus) = (usable_cpus()?, table_len()?);
+        let topology = topology()?;
+        let cpus = topology.table_len();
         let gate = watch::Sender::new(false);
+        let places = self.places(topology, Some(cpus));
         // Workers first: where descriptors run out, CPUs can share sockets.
-        let workers = self.start_workers(cpus, true, &gate)?;
+        let workers = self.start_workers(&places, &gate)?;
         let sockets = self.open_cpu_sockets(cpus)?;
-        let count = workers.len();
-        // A CPU's worker is the one that runs on it, where there is one.
-        let cpu_to_worker =
-            |cpu: usize| usable.iter().position(|c| *c == cpu).unwrap_or(cpu) % count;
-        let bytes = self.shape.recv_buffer_bytes;
-        Ok(Delivery::per_cpu((workers, gate), (sockets, cpus), cpu_to_worker, bytes, decision)
-            .await)
+        let budget = self.budget();
+        Ok(Delivery::per_cpu((workers, gate, places), (sockets, cpus), budget, decision).await)
     }
 
     async fn per_vport(&self, decision: Decision) -> Result<Delivery, Error> {
+        let topology = topology()?;
+        let cpus = topology.table_len();
         let gate = watch::Sender::new(false);
         // Ports belong to no CPU.
-        let workers = self.start_workers(usize::MAX, false, &gate)?;
+        let places = self.places(topology, None);
+        let workers = self.start_workers(&places, &gate)?;
         let has_table = decision.findings.iter().all(|f: &Finding| f.support == Support::Available);
         let spares = self.open_sockets(if has_table { workers.len() } else { 0 })?;
-        let bytes = self.shape.recv_buffer_bytes;
-        Ok(Delivery::per_vport((workers, gate), spares, table_len()?, bytes, decision).await)
+        let budget = self.budget();
+        Ok(Delivery::per_vport((workers, gate, places), spares, cpus, budget, decision).await)
     }
 
-    /// Starts the workers; if there is one for each usable CPU and they serve CPUs, each stays on its
-    /// own. The limit is for a default that a large host would carry too far: a number that was asked
-    /// for is obeyed.
+    /// `cpus`: the sockets there are at most, if workers serve CPUs.
+    fn places(&self, topology: Topology, cpus: Option<usize>) -> Places {
+        Places::plan(self.shape.clone(), self.shared.limits.load().workers_max, topology, cpus)
+    }
+
     fn start_workers(
         &self,
-        sockets: usize,
-        by_cpu: bool,
+        places: &Places,
         gate: &watch::Sender<bool>,
     ) -> Result<Vec<Worker>, Error> {
-        let usable = usable_cpus()?;
-        let default = usable.len().min(self.shared.limits.workers_max);
-        let wanted = self.shape.workers.unwrap_or(default).max(1);
-        let count = wanted.min(sockets);
-        if count < wanted {
-            tracing::warn!(wanted, workers = count, "more workers than sockets are of no use");
-        }
-        let pinned = by_cpu && count == usable.len();
-        let start = |i: usize| {
-            Worker::start(i, pinned.then(|| usable[i]), self.shared.clone(), gate.subscribe())
+        let start = |(number, room): (usize, Room)| {
+            Worker::start(number, room, self.shared.clone(), gate.subscribe())
         };
-        (0..count).map(start).collect()
+        let workers = places.planned().into_iter().enumerate().map(start);
+        let workers = workers.collect::<Result<Vec<_>, _>>()?;
+        places.settled(&workers);
+        Ok(workers)
     }
 }
 
@@ -139,12 +164,4 @@ impl Reserve {
         let open = || File::open("/dev/null").map_err(Error::system("open a file"));
         Ok(Self([open()?, open()?, open()?, open()?]))
     }
-}
-
-fn usable_cpus() -> Result<Vec<usize>, Error> {
-    cpu::usable().map_err(Error::system("read this process's CPU affinity"))
-}
-
-fn table_len() -> Result<usize, Error> {
-    cpu::table_len().map_err(Error::system("count the CPUs of this host"))
 }

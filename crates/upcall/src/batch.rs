@@ -4,11 +4,16 @@ use std::io;
 use std::sync::Arc;
 
 use netlink_io::Socket;
-use upcall_core::Ledger;
+use upcall_core::{Ledger, Sampler};
+
+use crate::clock::Clock;
 
 /// Bytes after which a batch is sent before its round ends. A batch may exceed it by one message; the
 /// default send buffer (212,992 bytes) holds any.
 const BATCH_BYTES_MAX: usize = 32 << 10;
+
+/// Of so many batches with installs, the time is taken of one.
+const INSTALLS_EVERY: u32 = 16;
 
 /// What a sequence number says of its message, so that an error reply names its operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,16 +36,26 @@ pub(crate) struct Batch {
     executes: u64,
     puts: u64,
     next_seq: u32,
+    clock: Clock,
+    /// Since when an EXECUTE of the batch is measured.
+    decided_ns: Option<u64>,
+    /// Since when an install of the batch is measured.
+    planned_us: Option<u64>,
+    installs: Sampler,
 }
 
 impl Batch {
-    pub(crate) fn new(socket: Arc<Socket>) -> Self {
+    pub(crate) fn new(socket: Arc<Socket>, clock: Clock) -> Self {
         Self {
             socket,
             buf: Vec::with_capacity(2 * BATCH_BYTES_MAX),
             executes: 0,
             puts: 0,
             next_seq: 2,
+            clock,
+            decided_ns: None,
+            planned_us: None,
+            installs: Sampler::new(INSTALLS_EVERY),
         }
     }
 
@@ -65,8 +80,17 @@ impl Batch {
         Ok(())
     }
 
-    /// Appends an encoded `FLOW_PUT`; sends the batch if it is large.
-    pub(crate) fn put(&mut self, ledger: &Ledger, message: &[u8]) {
+    /// Takes the time of the EXECUTE that comes next: it was decided about at `decided_ns`.
+    pub(crate) fn time(&mut self, decided_ns: u64) {
+        self.decided_ns.get_or_insert(decided_ns);
+    }
+
+    /// Appends an encoded `FLOW_PUT`, planned at `planned_us`; sends the batch if it is large.
+    pub(crate) fn put(&mut self, ledger: &Ledger, message: &[u8], planned_us: u64) {
+        if self.puts == 0 {
+            self.installs.at(planned_us);
+            self.planned_us = self.installs.take().then_some(planned_us);
+        }
         self.buf.extend_from_slice(message);
         self.puts += 1;
         self.flush_if_large(ledger);
@@ -88,11 +112,27 @@ impl Batch {
         self.settle(ledger, sent);
         self.buf.clear();
         (self.executes, self.puts) = (0, 0);
+        (self.decided_ns, self.planned_us) = (None, None);
+    }
+
+    /// The kernel has carried the batch out: it does that within the call.
+    fn measure(&self, ledger: &Ledger) {
+        if self.decided_ns.is_none() && self.planned_us.is_none() {
+            return;
+        }
+        let now_ns = self.clock.now_ns();
+        if let Some(decided_ns) = self.decided_ns {
+            ledger.latency.execute.record(now_ns.saturating_sub(decided_ns));
+        }
+        if let Some(planned_us) = self.planned_us {
+            ledger.latency.install.record(now_ns.saturating_sub(planned_us * 1_000));
+        }
     }
 
     fn settle(&self, ledger: &Ledger, sent: io::Result<()>) {
         match sent {
             Ok(()) => {
+                self.measure(ledger);
                 ledger.executed.add(self.executes);
                 ledger.completed.add(self.executes);
                 ledger.flows_put.add(self.puts);
@@ -113,7 +153,7 @@ mod tests {
 
     #[test]
     fn sequence_numbers_tell_operations_apart() {
-        let mut batch = Batch::new(Arc::new(Socket::open().unwrap()));
+        let mut batch = Batch::new(Arc::new(Socket::open().unwrap()), Clock::start());
         batch.next_seq = u32::MAX - 3;
         for _ in 0..4 {
             let (execute, put) = (batch.seq(Op::Execute), batch.seq(Op::FlowPut));

@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use netlink_io::Socket;
-use upcall_core::InstallLimits;
+use upcall_core::{InstallLimits, PortRates, QueueLimits};
 
-use crate::{Dispatch, Dispatcher, Error, Handler};
+#[cfg(doc)]
+use crate::Stats;
+use crate::listen::Exchange;
+use crate::{Dispatch, Dispatcher, Error, Handler, InFlight, LaneBy, Listener, Placement};
 
 /// How flows are installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -20,6 +23,17 @@ pub enum InstallPolicy {
     Never,
 }
 
+/// What to do when the interface of a port that was asked for vanishes: it was deleted, or moved to
+/// another network namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnPortGone {
+    /// Wait until there is an interface of that name again, which becomes a port then.
+    #[default]
+    Wait,
+    /// [`crate::Failure::PortGone`].
+    Fail,
+}
+
 /// Bounds of a dispatcher; each has a counter for being reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -29,29 +43,81 @@ pub struct Limits {
     pub workers_max: usize,
     /// Deferred installs, for each socket.
     pub install: InstallLimits,
+    /// Where CPUs have sockets, which many ports share: does a port that floods one have most of its
+    /// upcalls refused by a socket filter, before they take room, so that the others lose none? Default
+    /// true. Counted, as an estimate, in [`LedgerSnapshot::shield_refused`](crate::LedgerSnapshot).
+    pub storm_shield: bool,
+    /// Flows whose upcalls are kept apart, 8 bytes each; beyond, flows share lanes. Default 262,144.
+    pub lanes: usize,
+    /// Upcalls that wait.
+    pub queue: QueueLimits,
+    /// Answers that a handler may have outstanding ([`crate::Verdict::later`]); beyond, an upcall that it
+    /// wants to answer later is shed ([`LedgerSnapshot::shed_pending_full`](crate::LedgerSnapshot)).
+    /// Default 1,024. They take room in `queue` too, by port.
+    pub pending_max: usize,
+    /// How long a handler may take for an answer that it gives later; then the upcall is shed
+    /// ([`LedgerSnapshot::shed_handler_timeout`](crate::LedgerSnapshot)). A call of the handler cannot be
+    /// ended; one that takes longer is told and counted ([`Stats::handler_stalls`]). Default 5 s.
+    pub handler_timeout: Duration,
+    /// New flows that may wait to be accepted from a [`Listener`]. Default 1,024.
+    pub accept_max: usize,
+    /// Flows that a [`Listener`] may follow, accepted or not. Default 65,536. Beyond either, upcalls are
+    /// shed ([`LedgerSnapshot::shed_listener_full`](crate::LedgerSnapshot)).
+    pub accepted_max: usize,
+    /// Upcalls that each port may have taken in, by class; what exceeds that is shed as it is read
+    /// ([`LedgerSnapshot::shed_rate`](crate::LedgerSnapshot)). Default: as much as comes.
+    pub port_rates: PortRates,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { flows_max: 200_000, workers_max: 64, install: InstallLimits::default() }
+        Self {
+            flows_max: 200_000,
+            workers_max: 64,
+            install: InstallLimits::default(),
+            storm_shield: true,
+            lanes: 1 << 18,
+            queue: QueueLimits::default(),
+            pending_max: 1024,
+            handler_timeout: Duration::from_secs(5),
+            accept_max: 1024,
+            accepted_max: 1 << 16,
+            port_rates: PortRates::default(),
+        }
     }
 }
 
 /// What a dispatcher receives with; can be changed while it runs ([`Dispatcher::reshape`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
     /// Dispatch mode. Default: per-CPU where the kernel has it.
     pub dispatch: Dispatch,
-    /// Worker threads, from 1; `None` is one for each CPU this process may use, up to
-    /// [`Limits::workers_max`]. In per-CPU mode there are at most as many as possible CPUs.
+    /// Worker threads, from 1; `None` is one for each CPU that `placement` lets them run on, up to
+    /// [`Limits::workers_max`], and more when such CPUs come. In per-CPU mode there are at most as many
+    /// as possible CPUs.
     pub workers: Option<usize>,
+    /// CPUs that workers run on. Default: each on the CPU it serves.
+    pub placement: Placement,
     /// Receive buffer asked for on each upcall socket, in bytes; the kernel doubles it. Default 2 MiB.
     pub recv_buffer_bytes: usize,
+    /// Bytes of kernel memory that the receive buffers of all upcall sockets together may take, as the
+    /// kernel counts: doubled. Sockets share it, in per-vport mode anew as ports come and go. Default
+    /// `None`: as many times [`Shape::recv_buffer_bytes`] as there are sockets, doubled. The kernel
+    /// takes a message as long as the limit is not reached, so each socket may exceed its share by
+    /// one; while a dispatcher is reshaped or takes over from a predecessor, the sockets that are on
+    /// their way out come on top.
+    pub recv_buffer_total_bytes: Option<usize>,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { dispatch: Dispatch::Auto, workers: None, recv_buffer_bytes: 2 << 20 }
+        Self {
+            dispatch: Dispatch::Auto,
+            workers: None,
+            placement: Placement::NearCpu,
+            recv_buffer_bytes: 2 << 20,
+            recv_buffer_total_bytes: None,
+        }
     }
 }
 
@@ -63,12 +129,17 @@ pub struct Builder {
     pub(crate) ports: Vec<String>,
     pub(crate) shape: Shape,
     pub(crate) install: InstallPolicy,
+    pub(crate) answer_from_plan: bool,
     pub(crate) limits: Limits,
+    pub(crate) lane_by: LaneBy,
+    pub(crate) sample_userdata: Option<Vec<u8>>,
     pub(crate) flow_idle: Duration,
     pub(crate) sweep_interval: Duration,
     pub(crate) keep: bool,
     pub(crate) takeover: bool,
+    pub(crate) on_port_gone: OnPortGone,
     pub(crate) inherited: Vec<Arc<Socket>>,
+    pub(crate) crash_lost: u64,
 }
 
 impl Builder {
@@ -78,16 +149,25 @@ impl Builder {
             ports: Vec::new(),
             shape: Shape::default(),
             install: InstallPolicy::default(),
+            answer_from_plan: true,
             limits: Limits::default(),
+            lane_by: LaneBy::default(),
+            sample_userdata: None,
             flow_idle: Duration::from_secs(10),
             sweep_interval: Duration::from_secs(1),
             keep: false,
             takeover: false,
+            on_port_gone: OnPortGone::default(),
             inherited: Vec::new(),
+            crash_lost: 0,
         }
     }
 
-    /// Adds a network interface as a port. Ports the datapath has already are served in any case.
+    /// Adds a network interface as a port, or all that a pattern matches, as they come and go
+    /// ([`PortSpec`](crate::PortSpec)). Ports the datapath has already are served in any case.
+    ///
+    /// An interface that a pattern matches and that cannot be a port is told of in the log, once, and left
+    /// out. One that is renamed so that no pattern matches it is taken out.
     pub fn port(mut self, interface: impl Into<String>) -> Self {
         self.ports.push(interface.into());
         self
@@ -111,9 +191,32 @@ impl Builder {
         self
     }
 
+    /// May upcalls of a flow that waits to be installed be answered with its actions, without asking the
+    /// handler? The verdict said for which packets it holds ([`crate::Verdict::install`]); the kernel will
+    /// not ask about them either. Not from before the ports changed or a verdict asked for a sweep.
+    /// Counted in [`LedgerSnapshot::answered_from_plan`](crate::LedgerSnapshot). Default true.
+    pub fn answer_from_plan(mut self, answer: bool) -> Self {
+        self.answer_from_plan = answer;
+        self
+    }
+
     /// Bounds.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// Which packets are kept in order: by default those of a flow.
+    pub fn lane_by(mut self, lane_by: LaneBy) -> Self {
+        self.lane_by = lane_by;
+        self
+    }
+
+    /// Action upcalls whose cookie begins with these bytes are samples, for which nobody waits: they come
+    /// after all others, and have a rate of their own. The cookie is the userdata that a flow's userspace
+    /// action was given; without any bytes, all that have one are samples. Default: none is.
+    pub fn sample_userdata(mut self, prefix: impl Into<Vec<u8>>) -> Self {
+        self.sample_userdata = Some(prefix.into());
         self
     }
 
@@ -141,10 +244,24 @@ impl Builder {
         self
     }
 
+    /// What to do when the interface of a port that was asked for vanishes. (One that is renamed stays
+    /// the port that it is. A port that somebody takes out of the datapath is left out.)
+    pub fn on_port_gone(mut self, policy: OnPortGone) -> Self {
+        self.on_port_gone = policy;
+        self
+    }
+
     /// Takes over the upcall sockets of a predecessor ([`Dispatcher::hand_over`]): what is queued in
     /// them is served, then they are closed. The datapath must be the one they served.
     pub fn inherit(mut self, sockets: Vec<Socket>) -> Self {
         self.inherited = sockets.into_iter().map(Arc::new).collect();
+        self
+    }
+
+    /// Counts what a predecessor had in its hands when it was killed: [`Stats::crash_lost`]. After an
+    /// orderly end, that is nothing. The record is read here and now, so the predecessor must be gone.
+    pub fn inherit_in_flight(mut self, record: &InFlight) -> Self {
+        self.crash_lost += record.count();
         self
     }
 
@@ -161,5 +278,16 @@ impl Builder {
     /// See [`Error`]; whatever was created before the error is removed.
     pub async fn start(self, handler: impl Handler) -> Result<Dispatcher, Error> {
         Dispatcher::start(self, Box::new(handler)).await
+    }
+
+    /// As [`Builder::start`], with a [`Listener`] in the place of a handler: flows are accepted, and
+    /// their upcalls received and answered one by one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::start`].
+    pub async fn listen(self) -> Result<(Dispatcher, Listener), Error> {
+        let (exchange, listener) = Exchange::new(&self.limits, self.flow_idle);
+        Ok((self.start(exchange).await?, listener))
     }
 }

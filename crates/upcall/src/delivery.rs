@@ -5,34 +5,37 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use futures::future;
 use netlink_io::Socket;
 use ovs_datapath::{Control, ControlError};
-use ovs_features::Decision;
+use ovs_features::{Decision, Finding, Support};
 use ovs_wire::datapath::{Datapath, UserFeatures};
 use ovs_wire::vport::Vport;
 use rustix::io::Errno;
 use tokio::sync::{Mutex, watch};
-use upcall_core::LedgerSnapshot;
+use upcall_core::{LatencySnapshot, LedgerSnapshot};
 
-use crate::worker::Worker;
-use crate::{DispatchMode, Error};
+use crate::places::Places;
+use crate::recv_buffer::Budget;
+use crate::sockets::{Served, Sockets};
+use crate::sources::Carries;
+use crate::worker::{self, Worker};
+use crate::{Assignment, DispatchMode, Error, Shape, SocketReader, WorkerStats};
 
 /// Sockets and who reads them.
 pub(crate) struct Delivery {
     workers: Vec<Worker>,
     /// Workers read sockets once it is open.
     gate: watch::Sender<bool>,
-    recv_buffer_bytes: usize,
+    /// Where the workers run, and why there.
+    places: Places,
     by_port: PerPort,
     /// The per-CPU table: port id by CPU id, never 0; empty on kernels that have none. In per-vport
     /// mode it is the one that waits for a flip: any client of the peer's makes the kernel use it.
     table: Vec<u32>,
-    /// Every socket, for statistics. Cold: locked when ports come and go and when counters are read.
-    sockets: std::sync::Mutex<Vec<Arc<Socket>>>,
-    /// Losses of sockets that are closed.
-    retired_drops: AtomicU64,
+    sockets: Sockets,
     decision: Decision,
 }
 
@@ -40,65 +43,63 @@ pub(crate) struct Delivery {
 enum PerPort {
     /// Nothing: sockets belong to CPUs.
     Nothing,
-    /// Its socket and the worker that reads it.
-    Sockets(Mutex<HashMap<u32, (Arc<Socket>, usize)>>),
+    /// Its socket.
+    Sockets(Mutex<HashMap<u32, Arc<Socket>>>),
 }
 
 impl Delivery {
     /// Delivery by CPU: `sockets[cpu]`, each read by the worker that serves the CPU. Where there are
     /// fewer sockets than CPUs, the CPUs beyond share them in turn.
     pub(crate) async fn per_cpu(
-        (workers, gate): (Vec<Worker>, watch::Sender<bool>),
+        (workers, gate, places): (Vec<Worker>, watch::Sender<bool>, Places),
         (sockets, cpus): (Vec<Arc<Socket>>, usize),
-        cpu_to_worker: impl Fn(usize) -> usize,
-        recv_buffer_bytes: usize,
+        budget: Budget,
         decision: Decision,
     ) -> Self {
-        for (cpu, socket) in sockets.iter().enumerate() {
-            workers[cpu_to_worker(cpu)].serve(socket.clone()).await;
-        }
         let ids = sockets.iter().map(|s| s.port_id()).cycle();
         let table = ids.take(cpus).collect();
         let by_port = PerPort::Nothing;
-        Self::new((workers, gate), by_port, table, sockets, recv_buffer_bytes, decision)
+        let registry = Sockets::new(budget, sockets.len());
+        let this = Self::new((workers, gate, places), by_port, table, registry, decision);
+        for (cpu, socket) in sockets.into_iter().enumerate() {
+            this.serve(socket, this.places.worker_of(cpu), Carries::AnyFlow).await;
+        }
+        this
     }
 
     /// Delivery by port: sockets are made as ports come. `spares` take the upcalls of a kernel that
     /// someone switched to per-CPU dispatch, until it is switched back; empty where it has none.
     pub(crate) async fn per_vport(
-        (workers, gate): (Vec<Worker>, watch::Sender<bool>),
+        (workers, gate, places): (Vec<Worker>, watch::Sender<bool>, Places),
         spares: Vec<Arc<Socket>>,
         table_len: usize,
-        recv_buffer_bytes: usize,
+        budget: Budget,
         decision: Decision,
     ) -> Self {
-        for (socket, worker) in spares.iter().zip(workers.iter().cycle()) {
-            worker.serve(socket.clone()).await;
-        }
         let ids = spares.iter().map(|s| s.port_id()).cycle();
         let table = ids.take(table_len).collect();
         let by_port = PerPort::Sockets(Mutex::default());
-        Self::new((workers, gate), by_port, table, spares, recv_buffer_bytes, decision)
+        let registry = Sockets::new(budget, spares.len());
+        let this = Self::new((workers, gate, places), by_port, table, registry, decision);
+        for (spare, worker) in spares.into_iter().zip((0..this.workers.len()).cycle()) {
+            this.serve(spare, worker, Carries::AnyFlow).await;
+        }
+        this
     }
 
     fn new(
-        (workers, gate): (Vec<Worker>, watch::Sender<bool>),
+        (workers, gate, places): (Vec<Worker>, watch::Sender<bool>, Places),
         by_port: PerPort,
         table: Vec<u32>,
-        sockets: Vec<Arc<Socket>>,
-        recv_buffer_bytes: usize,
+        sockets: Sockets,
         decision: Decision,
     ) -> Self {
-        Self {
-            workers,
-            gate,
-            recv_buffer_bytes,
-            by_port,
-            table,
-            sockets: sockets.into(),
-            retired_drops: AtomicU64::new(0),
-            decision,
-        }
+        Self { workers, gate, places, by_port, table, sockets, decision }
+    }
+
+    async fn serve(&self, socket: Arc<Socket>, worker: usize, carries: Carries) {
+        self.workers[worker].serve(socket.clone(), carries).await;
+        self.sockets.add(socket, worker);
     }
 
     /// The same, for reasons that were found later.
@@ -106,8 +107,16 @@ impl Delivery {
         Self { decision, ..self }
     }
 
-    /// Lets the workers read; until then upcalls queue.
-    pub(crate) fn open(&self) {
+    /// Lets the workers read; until then upcalls queue. Whatever received before is read empty by now.
+    /// What came by the spares is older than what the ports' sockets hold ([`Delivery::take_over`]).
+    pub(crate) async fn open(&self) {
+        if self.mode() == DispatchMode::PerVport {
+            for spare in self.table.iter().collect::<HashSet<_>>() {
+                if let Some(worker) = self.sockets.reader_of(*spare) {
+                    self.workers[worker].drain(*spare).await;
+                }
+            }
+        }
         self.gate.send_replace(true);
     }
 
@@ -118,17 +127,23 @@ impl Delivery {
 
     /// Reads these sockets too, although the kernel was not told of them by us.
     pub(crate) async fn read_too(&self, sockets: &[Arc<Socket>]) {
-        for (socket, worker) in sockets.iter().zip(self.workers.iter().cycle()) {
-            worker.serve(socket.clone()).await;
+        for (socket, worker) in sockets.iter().zip((0..self.workers.len()).cycle()) {
+            self.workers[worker].serve(socket.clone(), Carries::AnyFlow).await;
+            self.sockets.adopt(socket.clone(), worker);
         }
-        self.lock_sockets().extend_from_slice(sockets);
     }
 
     /// Reads these sockets empty and closes them.
     pub(crate) async fn retire(&self, sockets: &[Arc<Socket>]) {
-        for (socket, worker) in sockets.iter().zip(self.workers.iter().cycle()) {
-            worker.retire(socket.port_id()).await;
-            self.forget(socket);
+        for socket in sockets {
+            self.retire_one(socket.port_id()).await;
+        }
+    }
+
+    async fn retire_one(&self, port_id: u32) {
+        if let Some(worker) = self.sockets.reader_of(port_id) {
+            self.workers[worker].retire(port_id).await;
+            self.sockets.remove(port_id);
         }
     }
 
@@ -137,6 +152,33 @@ impl Delivery {
             PerPort::Nothing => DispatchMode::PerCpu,
             PerPort::Sockets(_) => DispatchMode::PerVport,
         }
+    }
+
+    /// Takes upcalls away from whatever receives them, so that what comes to one of the sockets is newer
+    /// than all that came to those before it. In per-vport mode the spares are first, because the
+    /// kernel takes their table only while it dispatches by CPU; meanwhile the ports' sockets, opened
+    /// before anything is changed, are named to it. Gives what the kernel said to the table; a kernel
+    /// that does not take it when it has to is left as it was.
+    pub(crate) async fn take_over(
+        &self,
+        control: &Control,
+        dp: &Datapath,
+    ) -> Result<Option<Finding>, Error> {
+        for port in control.vports(dp.ifindex).await? {
+            self.port_id_of(port.port_no).await?;
+        }
+        let mut finding = None;
+        if !self.table.is_empty() {
+            finding = Some(ovs_features::enable_per_cpu(control, dp, &self.table).await?);
+        }
+        let per_vport = self.mode() == DispatchMode::PerVport;
+        if per_vport || finding.as_ref().is_some_and(|f| f.support == Support::Available) {
+            self.follow(control, dp.ifindex).await?;
+        }
+        if per_vport {
+            ovs_features::enable_per_vport(control, dp, &[]).await?;
+        }
+        Ok(finding)
     }
 
     /// Makes the kernel deliver here: features, and the table with them.
@@ -183,19 +225,54 @@ impl Delivery {
         }
     }
 
-    /// Bytes of kernel memory a socket may fill; 0 before there is one.
-    pub(crate) fn recv_buffer_bytes(&self) -> usize {
-        let sockets = self.lock_sockets();
-        sockets.first().and_then(|s| s.mem_info().ok()).map_or(0, |m| m.recv_buffer_bytes as usize)
+    /// The sockets there are.
+    pub(crate) fn sockets(&self) -> &Sockets {
+        &self.sockets
     }
 
-    /// The per-CPU table: port id by CPU id, never 0.
-    pub(crate) fn table(&self) -> &[u32] {
-        &self.table
+    /// Which thread reads what the kernel sends where.
+    pub(crate) fn assignment(&self) -> Assignment {
+        let reader = |served: Served| SocketReader {
+            port_id: served.socket.port_id(),
+            thread: worker::thread_name(served.worker),
+        };
+        let readers = self.sockets.served().into_iter().map(reader).collect();
+        Assignment { table: self.table.clone(), readers }
+    }
+
+    pub(crate) fn worker_stats(&self) -> Vec<WorkerStats> {
+        let served = self.sockets.served();
+        let stats = |(number, worker): (usize, &Worker)| WorkerStats {
+            thread: worker::thread_name(number),
+            cpus: worker.runs_on(),
+            sockets: served
+                .iter()
+                .filter(|served| served.worker == number)
+                .map(|served| served.stats(&self.table))
+                .collect(),
+            ledger: worker.ledger().snapshot(),
+        };
+        self.workers.iter().enumerate().map(stats).collect()
     }
 
     pub(crate) fn worker_count(&self) -> usize {
         self.workers.len()
+    }
+
+    /// CPUs that each worker may run on.
+    pub(crate) fn worker_cpus(&self) -> Vec<Vec<usize>> {
+        self.workers.iter().map(Worker::runs_on).collect()
+    }
+
+    /// Moves the workers to where they belong, if that has changed; gives the shape to build anew when
+    /// there are CPUs for more workers.
+    pub(crate) fn follow_cpus(&self) -> Result<Option<Shape>, Error> {
+        self.places.follow(&self.workers)
+    }
+
+    /// What it was built as.
+    pub(crate) fn shape(&self) -> &Shape {
+        self.places.shape()
     }
 
     /// CPUs that have to share another one's socket.
@@ -209,11 +286,6 @@ impl Delivery {
         }
     }
 
-    /// Every socket there is.
-    pub(crate) fn sockets(&self) -> Vec<Arc<Socket>> {
-        self.lock_sockets().clone()
-    }
-
     /// Makes ready for a port that is about to be added: gives the port id to add it with, and the
     /// token that [`Delivery::port_added`] takes.
     pub(crate) fn before_port(&self) -> Result<(u32, Option<Arc<Socket>>), Error> {
@@ -221,7 +293,7 @@ impl Delivery {
             // Not used by the kernel in this mode, but there if someone switches the mode.
             PerPort::Nothing => Ok((self.table[0], None)),
             PerPort::Sockets(_) => {
-                let socket = open_socket(self.recv_buffer_bytes)?;
+                let socket = self.sockets.open()?;
                 Ok((socket.port_id(), Some(socket)))
             }
         }
@@ -231,9 +303,8 @@ impl Delivery {
     pub(crate) async fn port_added(&self, port_no: u32, socket: Option<Arc<Socket>>) {
         let (PerPort::Sockets(by_port), Some(socket)) = (&self.by_port, socket) else { return };
         let worker = port_no as usize % self.workers.len();
-        self.workers[worker].serve(socket.clone()).await;
-        self.lock_sockets().push(socket.clone());
-        by_port.lock().await.insert(port_no, (socket, worker));
+        self.serve(socket.clone(), worker, Carries::OnePort).await;
+        by_port.lock().await.insert(port_no, socket);
     }
 
     /// Brings sockets in line with the ports there are: a port without its socket gets it, a socket
@@ -274,13 +345,13 @@ impl Delivery {
 
     /// Are these port ids of ours?
     pub(crate) fn has(&self, port_id: u32) -> bool {
-        self.lock_sockets().iter().any(|socket| socket.port_id() == port_id)
+        self.sockets.reader_of(port_id).is_some()
     }
 
     /// Where a port's upcalls go in per-vport mode; opens its socket if it has none.
     async fn port_id_of(&self, port_no: u32) -> Result<u32, Error> {
         if let PerPort::Sockets(by_port) = &self.by_port
-            && let Some((socket, _)) = by_port.lock().await.get(&port_no)
+            && let Some(socket) = by_port.lock().await.get(&port_no)
         {
             return Ok(socket.port_id());
         }
@@ -295,36 +366,41 @@ impl Delivery {
         let there: HashSet<u32> = ports.iter().map(|port| port.port_no).collect();
         let gone: Vec<u32> = by_port.keys().filter(|no| !there.contains(no)).copied().collect();
         for port_no in gone {
-            if let Some((socket, worker)) = by_port.remove(&port_no) {
-                self.workers[worker].retire(socket.port_id()).await;
-                self.forget(&socket);
+            if let Some(socket) = by_port.remove(&port_no) {
+                self.retire_one(socket.port_id()).await;
             }
         }
     }
 
-    fn forget(&self, socket: &Arc<Socket>) {
-        let drops = socket.mem_info().map_or(0, |m| u64::from(m.drops));
-        self.retired_drops.fetch_add(drops, Ordering::Relaxed);
-        self.lock_sockets().retain(|s| !Arc::ptr_eq(s, socket));
+    /// Leaves what is in the sockets to whoever reads them next; waits for workers that the handler
+    /// keeps no longer than this.
+    pub(crate) async fn rest_within(&self, limit: Duration) {
+        let rests = self.workers.iter().map(|worker| tokio::time::timeout(limit, worker.rest()));
+        future::join_all(rests).await;
     }
 
-    /// Sockets there are, and upcalls that full sockets have cost.
-    pub(crate) fn sockets_and_drops(&self) -> (usize, u64) {
-        let sockets = self.lock_sockets();
-        let open: u64 =
-            sockets.iter().filter_map(|s| s.mem_info().ok()).map(|m| u64::from(m.drops)).sum();
-        (sockets.len(), open + self.retired_drops.load(Ordering::Relaxed))
-    }
-
-    fn lock_sockets(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Socket>>> {
-        self.sockets.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Reads all sockets empty and ends the workers.
+    /// Reads all sockets empty, but those that rest, and ends the workers.
     pub(crate) async fn stop(&self) {
-        for worker in &self.workers {
-            worker.stop().await;
+        self.stop_within(Duration::MAX).await;
+    }
+
+    /// As [`Delivery::stop`], but for workers that the handler keeps for longer.
+    pub(crate) async fn stop_within(&self, limit: Duration) {
+        let stops = self.workers.iter().map(|worker| worker.stop(limit));
+        let ended = future::join_all(stops).await;
+        for (number, _) in ended.iter().enumerate().filter(|(_, ended)| !**ended) {
+            let thread = worker::thread_name(number);
+            tracing::error!(thread, "the handler does not return; its thread is left behind");
         }
+    }
+
+    /// The workers' histograms, added up.
+    pub(crate) fn latency(&self) -> LatencySnapshot {
+        let mut sum = LatencySnapshot::default();
+        for worker in &self.workers {
+            sum += &worker.ledger().latency.snapshot();
+        }
+        sum
     }
 
     /// The workers' counters, added up.
@@ -335,15 +411,4 @@ impl Delivery {
         }
         sum
     }
-}
-
-/// Opens an upcall socket in the namespace of the calling thread.
-pub(crate) fn open_socket(recv_buffer_bytes: usize) -> Result<Arc<Socket>, Error> {
-    let socket = Socket::open().map_err(Error::system(
-        "open a netlink socket for upcalls (too many open files? raise 'ulimit -n')",
-    ))?;
-    socket
-        .set_recv_buffer(recv_buffer_bytes)
-        .map_err(Error::system("set the receive buffer of an upcall socket"))?;
-    Ok(Arc::new(socket))
 }

@@ -1,65 +1,77 @@
 //! A running dispatcher.
 
+mod hot;
+mod inspect;
+
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use futures::FutureExt;
+use futures::{FutureExt, Stream, stream};
 use netlink_io::Socket;
-use ovs_datapath::{Control, Events, Links};
+use ovs_datapath::{Control, Events, LinkEvents, Links};
 use ovs_wire::datapath::{Datapath, DatapathStats};
 use ovs_wire::vport::Vport;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use upcall_core::LedgerSnapshot;
+use tokio::time::MissedTickBehavior;
+use upcall_core::{LatencySnapshot, LedgerSnapshot};
+
+pub use hot::{HotFlow, HotFlows};
+pub use inspect::FlowText;
 
 use crate::assembly::Assembly;
 use crate::builder::Builder;
+use crate::cpu_keeper::CpuKeeper;
+use crate::deferred::Stage;
 use crate::delivery::Delivery;
-use crate::keeper::{Keeper, to_ports};
+use crate::keeper::{Keeper, Known, to_ports};
+use crate::members::Members;
+use crate::places;
+use crate::recruit::Recruiter;
+use crate::reshape::Reshaper;
 use crate::setup::{self, Created};
-use crate::shared::Shared;
+use crate::shared::{Config, Shared};
+use crate::stall;
 use crate::sweep::{self, Sweeper};
-use crate::{Error, Failure, Handler, Info, LossByCause, Ports, Shape, Stats};
-
-/// How long the kernel may still send to sockets that it was told to forget: it swaps a table without
-/// waiting for CPUs that are in the middle of an upcall (`ovs_dp_set_upcall_portids`). Those cannot be
-/// preempted, so microseconds would do, were CPUs not emulated here and there.
-const GRACE: Duration = Duration::from_millis(20);
+use crate::{Assignment, Error, Failure, Handler, InFlight, Info, LossByCause};
+use crate::{Ports, Stats, SweepStats, grace};
 
 /// Receives and answers the upcalls of one datapath until it is stopped.
 ///
 /// Dropping it without [`Dispatcher::stop`] ends its threads and tasks and leaves the datapath as it
 /// is, with nobody to serve it.
 pub struct Dispatcher {
-    control: Control,
+    pub(crate) control: Control,
     /// As it was at the start, counters included.
-    dp: Datapath,
+    pub(crate) dp: Datapath,
     /// Failed deliveries of all ports at the start.
     failed_before: u64,
-    shared: Arc<Shared>,
-    delivery: Arc<Mutex<Arc<Delivery>>>,
-    /// What deliveries that were replaced have done.
-    past: std::sync::Mutex<Past>,
-    created: Created,
-    keep: bool,
-    tasks: Vec<JoinHandle<()>>,
+    /// Upcalls lost with a predecessor.
+    crash_lost: u64,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) delivery: Arc<Mutex<Arc<Delivery>>>,
+    pub(crate) reshaper: Reshaper,
+    pub(crate) links: Links,
+    /// What it was started with, or changed to since.
+    pub(crate) options: Mutex<Builder>,
+    /// Asks the keeper to look at the ports.
+    pub(crate) follow_now: mpsc::Sender<oneshot::Sender<()>>,
+    pub(crate) created: Created,
+    pub(crate) keep: bool,
+    sweeps: Arc<std::sync::Mutex<SweepStats>>,
+    pub(crate) tasks: Vec<JoinHandle<()>>,
 }
 
 impl Drop for Dispatcher {
     fn drop(&mut self) {
+        self.shared.deferred.advance(Stage::Closed);
         // With the tasks goes the last hold on the workers, which end when nobody commands them.
         for task in &self.tasks {
             task.abort();
         }
     }
-}
-
-#[derive(Debug, Default)]
-struct Past {
-    ledger: LedgerSnapshot,
-    drops: u64,
 }
 
 impl Dispatcher {
@@ -69,14 +81,17 @@ impl Dispatcher {
     }
 
     pub(crate) async fn start(builder: Builder, handler: Box<dyn Handler>) -> Result<Self, Error> {
-        setup::check_names(&builder)?;
+        let specs = setup::check_names(&builder)?;
+        builder.shape.placement.check(&places::topology()?)?;
         let control = Control::open().await?;
         let events = Events::subscribe(&control)?;
+        let link_events = LinkEvents::subscribe()?;
         let (dp, created) = setup::open_or_create(&control, &builder).await?;
-        let mut created = Created { datapath: created, ports: Vec::new() };
+        let members = Arc::new(Members::new(specs));
+        let created = Created { datapath: created, members };
         let start = Start { control: &control, dp: &dp, builder: &builder };
-        match start.assemble(handler, &mut created).await {
-            Ok(parts) => Ok(Self::run(&builder, control, dp, created, parts, events)),
+        match start.assemble(handler, &created.members).await {
+            Ok(parts) => Ok(Self::run(builder, control, dp, created, parts, (events, link_events))),
             Err(err) => {
                 created.remove(&control, &dp).await;
                 Err(err)
@@ -85,36 +100,61 @@ impl Dispatcher {
     }
 
     fn run(
-        builder: &Builder,
+        builder: Builder,
         control: Control,
         dp: Datapath,
         created: Created,
         parts: Parts,
-        events: Events,
+        (events, link_events): (Events, LinkEvents),
     ) -> Self {
-        let Parts { shared, delivery, sweep_sockets, failed_before } = parts;
-        let sweeper = Sweeper::new(shared.clone(), builder.flow_idle);
+        let Parts { shared, delivery, sweep_sockets, failed_before, links } = parts;
+        let sweeper = Sweeper::new(shared.clone());
         let delivery = Arc::new(Mutex::new(delivery));
         let keeper = Keeper {
             control: control.clone(),
             dp: dp.clone(),
             shared: shared.clone(),
             delivery: delivery.clone(),
+            links: links.clone(),
+            members: created.members.clone(),
+            on_port_gone: builder.on_port_gone,
+            known: Known::default(),
         };
-        let sweeping = sweeper.run(sweep_sockets, builder.sweep_interval);
+        let reshaper = Reshaper {
+            control: control.clone(),
+            dp: dp.clone(),
+            shared: shared.clone(),
+            past: Arc::default(),
+        };
+        let cpu_keeper = CpuKeeper { reshaper: reshaper.clone(), delivery: delivery.clone() };
+        let sweeps = sweeper.stats();
+        let sweeping = sweeper.run(sweep_sockets);
+        // One at a time, whoever asks waits.
+        let (follow_now, asked) = mpsc::channel(1);
         let tasks = vec![
             supervise("the sweep of the flow table", shared.clone(), sweeping),
-            supervise("the watch over the datapath", shared.clone(), keeper.run(events)),
+            supervise(
+                "the watch over the datapath",
+                shared.clone(),
+                keeper.run(events, link_events, asked),
+            ),
+            supervise("the watch over the CPUs", shared.clone(), cpu_keeper.run()),
+            supervise("the watch over the handler", shared.clone(), stall::watch(shared.clone())),
         ];
         Self {
             control,
             dp,
             failed_before,
+            crash_lost: builder.crash_lost,
             shared,
             delivery,
-            past: std::sync::Mutex::default(),
+            reshaper,
+            links,
+            follow_now,
             created,
             keep: builder.keep,
+            options: Mutex::new(Builder { inherited: Vec::new(), ..builder }),
+            sweeps,
             tasks,
         }
     }
@@ -128,8 +168,11 @@ impl Dispatcher {
             mode: delivery.mode(),
             reason: delivery.reason(),
             workers: delivery.worker_count(),
+            placement: delivery.shape().placement.clone(),
+            worker_cpus: delivery.worker_cpus(),
             created: self.created.datapath,
-            recv_buffer_bytes: delivery.recv_buffer_bytes(),
+            recv_buffer_bytes: delivery.sockets().recv_buffer_bytes(),
+            recv_buffers_bytes: delivery.sockets().recv_buffers_bytes(),
         }
     }
 
@@ -157,20 +200,48 @@ impl Dispatcher {
         let failed = failed_deliveries(&vports);
         let failed = failed.map(|now| now.saturating_sub(self.failed_before));
         let delivery = self.delivery.lock().await;
-        let (sockets, drops) = delivery.sockets_and_drops();
-        let mut ledger = delivery.ledger();
-        let past = self.past();
-        ledger += past.ledger;
+        let (sockets, drops) = (delivery.sockets().len(), delivery.sockets().drops());
+        let past_drops = self.reshaper.past().drops;
+        let (ledger, latency) = self.work_done(&delivery);
+        let (sockets_shielded, ports_shielded) = self.shared.shields.read();
+        let flow_limit = self.shared.flow_room.limit();
         Ok(Stats {
             ledger,
+            latency,
             kernel,
-            lost: LossByCause::classify(kernel.lost, failed, drops + past.drops),
+            lost: LossByCause::classify(kernel.lost, failed, drops + past_drops),
+            lanes: self.shared.lanes.stats(),
+            sheds: self.shared.sheds.read(),
             sockets,
             cpus_sharing: delivery.cpus_sharing(),
             ports: self.shared.ports.load().len(),
+            sockets_shielded,
+            ports_shielded,
             flows_current: kernel.flows,
+            flow_limit: flow_limit.now(),
+            flow_limit_cuts: flow_limit.cuts(),
+            sweeps: *self.sweeps.lock().unwrap_or_else(PoisonError::into_inner),
             repairs: self.shared.repairs.load(Ordering::Relaxed),
+            ports_vanished: self.shared.ports_vanished.load(Ordering::Relaxed),
+            crash_lost: self.crash_lost,
             handler_panics: self.shared.handler_panics.load(Ordering::Relaxed),
+            handler_stalls: self.shared.handler_stalls.load(Ordering::Relaxed),
+            handler_pending: self.shared.deferred.pending(),
+        })
+    }
+
+    /// All counters now, and then at every interval; one that comes due while a reading takes long is
+    /// left out. An item is an error when [`Dispatcher::stats`] would be; the stream goes on.
+    pub fn stats_every(
+        &self,
+        interval: Duration,
+    ) -> impl Stream<Item = Result<Stats, Error>> + Send + '_ {
+        // Tokio refuses an interval of nothing.
+        let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(1)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        stream::unfold(ticks, async move |mut ticks| {
+            ticks.tick().await;
+            Some((self.stats().await, ticks))
         })
     }
 
@@ -183,114 +254,31 @@ impl Dispatcher {
         }
     }
 
-    /// Changes what the dispatcher receives with, under load, without losing an upcall or its order:
-    /// the kernel is told of new sockets, the old ones are read empty and closed, then the new ones are
-    /// read. (Per-vport dispatch on a kernel that has per-CPU dispatch keeps every upcall, but may
-    /// reorder: the table that waits behind it can be set only while the kernel dispatches by CPU.)
-    ///
-    /// # Errors
-    ///
-    /// As [`Builder::start`]; then all stays as it was.
-    pub async fn reshape(&self, shape: Shape) -> Result<(), Error> {
-        let mut current = self.delivery.lock().await;
-        let assembly =
-            Assembly { control: &self.control, dp: &self.dp, shared: &self.shared, shape };
-        let next = match assembly.deliver(&[]).await {
-            Ok(next) => next,
-            Err(err) => {
-                // A step that failed may have changed the datapath already.
-                current.follow(&self.control, self.dp.ifindex).await?;
-                current.assert(&self.control, &self.dp).await?;
-                return Err(err);
-            }
-        };
-        let old = std::mem::replace(&mut *current, Arc::new(next));
-        tokio::time::sleep(GRACE).await;
-        let (_, drops) = old.sockets_and_drops();
-        old.stop().await;
-        current.open();
-        let mut past = self.past();
-        past.ledger += old.ledger();
-        past.drops += drops;
-        Ok(())
-    }
-
     /// The sockets that the kernel sends upcalls to. Whoever holds them when this process ends, holds
     /// the upcalls: see [`Dispatcher::hand_over`].
     pub async fn sockets(&self) -> Vec<Arc<Socket>> {
-        self.delivery.lock().await.sockets()
+        let served = self.delivery.lock().await.sockets().served();
+        served.into_iter().map(|served| served.socket).collect()
     }
 
-    /// Stops without a word to the kernel: upcalls go on queueing in the sockets, which a successor
-    /// must hold by now ([`Dispatcher::sockets`], [`Builder::inherit`]). Nothing is removed.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel does not tell the datapath's counters; it is stopped in any case.
-    pub async fn hand_over(mut self) -> Result<Stats, Error> {
-        self.end_tasks().await;
-        let stats = self.stats().await;
-        let delivery = self.delivery.lock().await.clone();
-        delivery.stop().await;
-        self.last_reading(stats, &delivery)
+    /// The record of what the workers have in their hands. Whoever keeps it with the sockets can tell a
+    /// successor what was lost with this process if it is killed ([`Builder::inherit_in_flight`]).
+    pub fn in_flight(&self) -> &InFlight {
+        &self.shared.in_flight
     }
 
-    /// Stops: the kernel is told to send no more upcalls, those that are queued are answered, what was
-    /// created is removed unless it is to be kept, and the sockets are closed. Gives the last reading
-    /// of the counters. After [`Failure::TakenOver`] nothing is touched.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel does not tell the datapath's counters; it is stopped in any case.
-    pub async fn stop(mut self) -> Result<Stats, Error> {
-        self.end_tasks().await;
-        let stats = self.stats().await;
-        let delivery = self.delivery.lock().await.clone();
-        let ours = !self.shared.taken_over.load(Ordering::Relaxed);
-        if ours {
-            delivery.release(&self.control, &self.dp).await;
-        }
-        delivery.stop().await;
-        if ours && !self.keep {
-            self.remove().await;
-        }
-        self.last_reading(stats, &delivery)
+    /// Which worker thread reads what the kernel sends where, now.
+    pub async fn assignment(&self) -> Assignment {
+        self.delivery.lock().await.assignment()
     }
 
-    fn last_reading(
-        &self,
-        stats: Result<Stats, Error>,
-        delivery: &Delivery,
-    ) -> Result<Stats, Error> {
-        let mut ledger = delivery.ledger();
-        ledger += self.past().ledger;
-        stats.map(|stats| Stats { ledger, ..stats })
-    }
-
-    async fn end_tasks(&mut self) {
-        for task in self.tasks.drain(..) {
-            task.abort();
-            let _ = task.await;
-        }
-    }
-
-    /// Removes what was created; on a datapath that was there before, also the flows, which nobody
-    /// revalidates from now on.
-    async fn remove(&self) {
-        if !self.created.datapath {
-            flush(&self.control, &self.dp).await;
-        }
-        self.created.remove(&self.control, &self.dp).await;
-    }
-
-    fn past(&self) -> std::sync::MutexGuard<'_, Past> {
-        self.past.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-async fn flush(control: &Control, dp: &Datapath) {
-    if let Err(err) = control.delete_flow(dp.ifindex, None).await {
-        tracing::warn!(%err, "cannot remove the flows");
+    /// What the workers of this delivery and of those before it have done.
+    pub(crate) fn work_done(&self, delivery: &Delivery) -> (LedgerSnapshot, LatencySnapshot) {
+        let past = self.reshaper.past();
+        let (mut ledger, mut latency) = (delivery.ledger(), delivery.latency());
+        ledger += past.ledger;
+        latency += &past.latency;
+        (ledger, latency)
     }
 }
 
@@ -315,6 +303,7 @@ struct Parts {
     delivery: Arc<Delivery>,
     sweep_sockets: [Arc<Socket>; 2],
     failed_before: u64,
+    links: Links,
 }
 
 /// The steps between a datapath and a dispatcher.
@@ -325,38 +314,50 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
-    async fn assemble(
-        &self,
-        handler: Box<dyn Handler>,
-        created: &mut Created,
-    ) -> Result<Parts, Error> {
+    async fn assemble(&self, handler: Box<dyn Handler>, members: &Members) -> Result<Parts, Error> {
         let Self { control, dp, builder } = *self;
         let families = control.families();
-        let shared = Shared::new(
-            handler,
-            dp.ifindex,
-            families.packet.id,
-            families.flow.id,
-            builder.install,
-            builder.limits,
-        );
+        let config = Config {
+            dp_ifindex: dp.ifindex,
+            packet_family: families.packet.id,
+            flow_family: families.flow.id,
+            install: builder.install,
+            answer_from_plan: builder.answer_from_plan,
+            limits: builder.limits,
+            lane_by: builder.lane_by,
+            sample_userdata: builder.sample_userdata.clone(),
+            life: builder.life(),
+        };
+        let in_flight = InFlight::create();
+        let in_flight = in_flight.map_err(Error::system("make the record of upcalls in flight"))?;
+        let shared = Shared::new(handler, config, Arc::new(in_flight));
+        if builder.crash_lost > 0 {
+            tracing::warn!(
+                crash_lost = builder.crash_lost,
+                "the predecessor was killed with upcalls in its hands; these are lost, at most"
+            );
+        }
         let sweep_sockets = sweep::open_sockets()?;
         let vports = control.vports(dp.ifindex).await?;
         let failed_before = failed_deliveries(&vports).unwrap_or(0);
         let links = Links::open()?;
         // What can be refused is found out before anything is changed.
-        for name in &builder.ports {
-            setup::check_port(control, &links, dp, name).await?;
+        for name in members.awaited() {
+            setup::check_port(control, &links, dp, &name).await?;
         }
-        let assembly = Assembly { control, dp, shared: &shared, shape: builder.shape };
+        let shape = builder.shape.clone();
+        // What is newer than what is inherited waits in sockets that are not read yet.
+        let held = (!builder.inherited.is_empty()).then(|| shared.hold_installs());
+        let assembly = Assembly { control, dp, shared: &shared, shape, previous: None };
         let delivery = assembly.deliver(&builder.inherited).await?;
-        if let Err(err) = self.connect(&links, &shared, &delivery, created).await {
+        if let Err(err) = self.connect(&links, &shared, &delivery, members).await {
             delivery.release(control, dp).await;
             delivery.stop().await;
             return Err(err);
         }
+        drop(held);
         let delivery = Arc::new(delivery);
-        Ok(Parts { shared, delivery, sweep_sockets, failed_before })
+        Ok(Parts { shared, delivery, sweep_sockets, failed_before, links })
     }
 
     /// Adds the ports, and opens the gate once the handler knows them and what a predecessor left is
@@ -366,34 +367,28 @@ impl Start<'_> {
         links: &Links,
         shared: &Shared,
         delivery: &Delivery,
-        created: &mut Created,
+        members: &Members,
     ) -> Result<(), Error> {
-        self.add_ports(links, delivery, created).await?;
-        shared.set_ports(to_ports(delivery.follow(self.control, self.dp.ifindex).await?));
+        let Self { control, dp, .. } = *self;
+        let recruiter = Recruiter { control, links, dp, delivery, members };
+        for name in members.awaited() {
+            recruiter.serve(&name).await?;
+        }
+        let mut vports = delivery.follow(control, dp.ifindex).await?;
+        members.compare(&vports, &[]);
+        if members.any_pattern() {
+            recruiter.by_pattern(&vports).await?;
+            vports = delivery.follow(control, dp.ifindex).await?;
+            members.compare(&vports, &[]);
+        }
+        shared.set_ports(to_ports(vports, members));
         let inherited = &self.builder.inherited;
         if !inherited.is_empty() {
-            tokio::time::sleep(GRACE).await;
+            grace::upcalls_under_way().await;
             delivery.retire(inherited).await;
             tracing::info!(sockets = inherited.len(), "inherited sockets read empty and closed");
         }
-        delivery.open();
-        Ok(())
-    }
-
-    async fn add_ports(
-        &self,
-        links: &Links,
-        delivery: &Delivery,
-        created: &mut Created,
-    ) -> Result<(), Error> {
-        for name in &self.builder.ports {
-            let (port_id, socket) = delivery.before_port()?;
-            let added = setup::add_port(self.control, links, self.dp, name, port_id).await?;
-            if let Some(port) = added {
-                created.ports.push(port.port_no);
-                delivery.port_added(port.port_no, socket).await;
-            }
-        }
+        delivery.open().await;
         Ok(())
     }
 }

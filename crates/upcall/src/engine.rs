@@ -1,23 +1,28 @@
 //! The way of one upcall, from datagram to batch, on the thread that read it.
 
-use std::hash::{BuildHasher, Hasher};
+mod decide;
+mod hopping;
+mod intake;
+mod later;
+mod place;
+mod plan;
+
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
 
 use netlink_io::{Datagram, Socket};
-use ovs_wire::flow::FlowPut;
-use ovs_wire::key::FlowKey;
-use ovs_wire::mask::MatchFields;
-use ovs_wire::nl::{NlMsg, NlMsgs};
-use ovs_wire::packet::{self, Execute, UpcallKind};
-use ovs_wire::{AttrBuilder, WireError};
-use upcall_core::{InstallPlan, Ledger, Offer};
+use upcall_core::{InstallLimits, Ledger, Police, PortTally, Sampler, Tick, Whereabouts, Work};
 
-use crate::batch::{Batch, Op};
+pub(crate) use self::hopping::Hopping;
+use self::intake::Reading;
+use self::plan::Plan;
+use crate::Verdict;
+use crate::batch::Batch;
+use crate::in_flight::Slot;
+use crate::observe::Onlooker;
 use crate::shared::Shared;
-use crate::{InstallPolicy, Upcall, Verdict};
+use crate::shield::Shield;
+use crate::sources::Registered;
 
 /// Datagrams of one round: enough to spread a system call's cost, few enough that the other sockets
 /// of the worker wait less than a millisecond.
@@ -25,17 +30,53 @@ const ROUND_MAX: usize = 64;
 /// Bytes of a receive buffer: a packet attribute ends at 65,531 bytes, key and rest take under 2 KiB.
 const DATAGRAM_MAX: usize = 72 << 10;
 
+/// Upcalls that a worker takes out of the queue at a time: as many as a port may have in its turn, so
+/// that several workers find work in a queue that is not long.
+const WORK_MAX: usize = 8;
+/// Upcalls waiting in the queue with which a reader that defers stops reading and helps.
+const DEFERRED_MAX: usize = 4 * ROUND_MAX;
+/// Microseconds for an upcall from which on it is worth to hand it to another worker: waking one costs
+/// several.
+const SPREAD_US: u64 = 10;
+/// Datagrams between two looks at the clock in a round.
+const LOOK_EVERY: usize = 8;
+/// Microseconds after which a round ends although there is more, if its handler is slow: others are to
+/// help with the rest, and a lane that is in use must not look idle to them.
+const ROUND_US_MAX: u64 = 5_000;
+
+/// Of so many upcalls, the time is taken of one. Prime to [`ROUND_MAX`], so that it is now this one of a
+/// round and now that.
+const TIMED_EVERY: u32 = 61;
+
 /// Everything a worker needs to handle upcalls. It never blocks and never waits.
 pub(crate) struct Engine {
     shared: Arc<Shared>,
     ledger: Arc<Ledger>,
+    in_flight: Slot,
     batch: Batch,
     verdict: Verdict,
+    /// What bounds rates, since the round began.
+    police: Option<Arc<Police>>,
+    /// Who looks on in this round.
+    onlooker: Onlooker,
+    timed: Sampler,
     buf: Vec<u8>,
+    /// For what is read in a gather, while `buf` is in use.
+    gather_buf: Vec<u8>,
     mask: Vec<u8>,
-    hasher: foldhash::quality::RandomState,
-    started: Instant,
     now_us: u64,
+    tick: Tick,
+    work: Work,
+    /// Installs of flows whose packets may come by other sockets, or that waited.
+    wide: Plan,
+    /// Did this engine make an upcall wait that may still do so?
+    fenced: bool,
+    /// The flow that this round began with.
+    first_flow: Option<u64>,
+    /// Upcalls of this round that are of other flows: those that others could handle meanwhile.
+    other_flows: usize,
+    /// [`ROUND_US_MAX`], but in tests, which count on more time or none.
+    round_us_max: u64,
 }
 
 /// How a round ended.
@@ -47,244 +88,283 @@ pub(crate) struct Round {
     pub(crate) received: usize,
 }
 
-/// What a socket's upcalls share beside the engine.
-pub(crate) struct Source<'a> {
-    /// Its port id, echoed in EXECUTE.
-    pub(crate) port_id: u32,
+impl Round {
+    /// Did it stop behind the first one, which is likely to be alone? The next look tells.
+    pub(crate) fn is_cut_short(self) -> bool {
+        !self.drained && self.received == 1
+    }
+}
+
+/// A socket that an engine reads.
+pub(crate) struct Source {
+    pub(crate) entry: Arc<Registered>,
     /// Its flows that wait to be installed.
-    pub(crate) plan: &'a mut InstallPlan,
-    /// The epoch of decisions that the plan's installs are from ([`Shared::epoch`]).
-    pub(crate) epoch: &'a mut u64,
+    plan: Plan,
+    /// It has more than its worker can handle: what is read waits for any worker.
+    spread: bool,
+    /// Some of that may wait still: packets that an install would let others overtake.
+    handed_out: bool,
+    /// Since when it is known to hold what the next round reads.
+    unread_since_us: Option<u64>,
+    /// Its last upcall came alone, and its flow is to be installed. Then the next one is answered before
+    /// the look that finds no other: that look is the one which contract O3 asks for, too.
+    alone: bool,
+}
+
+impl Source {
+    pub(crate) fn new(entry: Arc<Registered>, limits: InstallLimits) -> Self {
+        let plan = Plan::new(limits);
+        Self { entry, plan, spread: false, handed_out: false, unread_since_us: None, alone: false }
+    }
+
+    /// A wake-up told, at this time, that there is something to read.
+    pub(crate) fn told_of(&mut self, at_us: u64) {
+        self.unread_since_us.get_or_insert(at_us);
+    }
+
+    /// Datagrams of the next round at most.
+    fn round_max(&self) -> usize {
+        if self.alone && self.is_settled() { 1 } else { ROUND_MAX }
+    }
+
+    /// A round of at most `max` datagrams has ended.
+    fn round_ended(&mut self, max: usize, round: Round) {
+        let waits = !self.is_settled();
+        self.alone = match round.received {
+            0 => self.alone,
+            1 if max == 1 => waits,
+            1 => waits && round.drained && !self.alone,
+            _ => false,
+        };
+    }
+
+    /// Does no install wait for a further look into the socket?
+    pub(crate) fn is_settled(&self) -> bool {
+        self.plan.is_empty()
+    }
 }
 
 impl Engine {
     /// An engine that answers on `tx`.
-    pub(crate) fn new(shared: Arc<Shared>, ledger: Arc<Ledger>, tx: Arc<Socket>) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        ledger: Arc<Ledger>,
+        in_flight: Slot,
+        tx: Arc<Socket>,
+    ) -> Self {
+        let wide = Plan::new(shared.limits.load().install);
+        let batch = Batch::new(tx, shared.clock);
         Self {
             shared,
             ledger,
-            batch: Batch::new(tx),
+            in_flight,
+            batch,
             verdict: Verdict::new(),
+            police: None,
+            onlooker: None,
+            timed: Sampler::new(TIMED_EVERY),
             buf: vec![0; DATAGRAM_MAX],
+            gather_buf: Vec::new(),
             mask: Vec::with_capacity(512),
-            hasher: foldhash::quality::RandomState::default(),
-            started: Instant::now(),
             now_us: 0,
+            tick: Tick::of_us(0),
+            work: Work::default(),
+            wide,
+            fenced: false,
+            first_flow: None,
+            other_flows: 0,
+            round_us_max: ROUND_US_MAX,
         }
     }
 
-    /// Limits of the plan of each socket.
-    pub(crate) fn install_limits(&self) -> upcall_core::InstallLimits {
-        self.shared.limits.install
+    /// A storm shield for a socket.
+    pub(crate) fn shield(&self, socket: Arc<Socket>) -> Shield {
+        Shield::new(socket, self.shared.clone(), self.ledger.clone())
     }
 
-    /// Reads and handles up to a round of datagrams, then sends the answers, then the installs that
-    /// are due.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Is there so much waiting from this socket that helping comes before reading?
+    pub(crate) fn is_crowded(&self, source: &Source) -> bool {
+        source.spread && self.shared.lanes.waiting() >= DEFERRED_MAX
+    }
+
+    /// Reads and handles up to a round of datagrams, counted by port in `tally`, then sends the answers,
+    /// then the installs that are due; then helps with what waits.
     ///
     /// # Errors
     ///
     /// What `recv` fails with; everything read before is answered.
     pub(crate) fn round(
         &mut self,
-        mut source: Source<'_>,
+        source: &mut Source,
+        tally: Option<&mut PortTally>,
+        recv: impl FnMut(&mut [u8]) -> io::Result<Option<Datagram>>,
+    ) -> io::Result<Round> {
+        self.begin();
+        (self.first_flow, self.other_flows) = (None, 0);
+        source.plan.follow(&self.shared);
+        source.handed_out |= source.spread;
+        let unread_since_us = source.unread_since_us.take();
+        let max = source.round_max();
+        let read = self.read(source, max, tally, recv);
+        let drained = matches!(read, Ok(Round { drained: true, .. }));
+        self.end_round(source, drained);
+        source.entry.state.answer_all();
+        let received = read.as_ref().map_or(0, |read| read.received);
+        if let Some(since_us) = unread_since_us.filter(|_| received > 0) {
+            let known_us = self.now_us.saturating_sub(since_us);
+            self.ledger.latency.queued_socket.record(known_us * 1_000);
+        }
+        if let Ok(round) = read {
+            source.round_ended(max, round);
+        }
+        if max == ROUND_MAX {
+            self.spread(source, received, drained);
+        }
+        if self.shared.lanes.any_queued() || !self.wide.is_empty() {
+            self.help();
+        }
+        read
+    }
+
+    /// What is looked up once for many upcalls.
+    fn begin(&mut self) {
+        self.now_us = self.shared.now_us();
+        self.tick = Tick::of_us(self.now_us);
+        self.timed.at(self.now_us);
+        self.verdict.ports = self.shared.ports.load_full();
+        self.police = self.shared.police.load_full();
+        self.onlooker = self.shared.observers.current();
+        // Before anything is added: what is decided from here on is from this epoch.
+        self.wide.follow(&self.shared);
+    }
+
+    fn read(
+        &mut self,
+        source: &mut Source,
+        max: usize,
+        mut tally: Option<&mut PortTally>,
         mut recv: impl FnMut(&mut [u8]) -> io::Result<Option<Datagram>>,
     ) -> io::Result<Round> {
-        self.now_us = self.started.elapsed().as_micros() as u64;
-        self.verdict.ports = self.shared.ports.load_full();
-        self.follow_epoch(&mut source);
         let mut buf = std::mem::take(&mut self.buf);
-        let mut round = Round { drained: false, received: 0 };
-        let mut failed = None;
-        while round.received < ROUND_MAX {
-            match recv(&mut buf) {
+        let mut received = 0;
+        let mut end = Ok(false);
+        while received < max {
+            self.in_flight.about_to_take(&self.ledger);
+            let (read, taken) = source.entry.take(|| recv(&mut buf));
+            match taken {
                 Ok(Some(datagram)) => {
-                    round.received += 1;
-                    self.datagram(&mut source, datagram, &buf);
+                    received += 1;
+                    let defer = source.spread;
+                    let Source { entry, plan, .. } = &mut *source;
+                    let (plan, tally) = (Some(plan), tally.as_deref_mut());
+                    let reading = Reading { entry, read, plan, defer, tally, gather: None };
+                    self.datagram(reading, datagram, &buf);
+                    if received % LOOK_EVERY == 0 && self.is_overdue() {
+                        break;
+                    }
                 }
                 Ok(None) => {
-                    round.drained = true;
+                    end = Ok(true);
                     break;
                 }
                 Err(err) => {
-                    failed = Some(err);
+                    end = Err(err);
                     break;
                 }
             }
         }
         self.buf = buf;
-        self.end_round(&mut source, round.drained);
-        failed.map_or(Ok(round), Err)
+        end.map(|drained| Round { drained, received })
     }
 
-    fn end_round(&mut self, source: &mut Source<'_>, drained: bool) {
-        self.follow_epoch(source);
-        let (ledger, batch) = (&self.ledger, &mut self.batch);
-        let end = source.plan.end_round(self.now_us, drained, |message| batch.put(ledger, message));
-        ledger.install_deferrals.add(end.deferred);
-        ledger.install_forced.add(end.forced);
-        batch.flush(ledger);
+    /// Has the round taken long enough? Lanes claimed from now on are in use as of now.
+    fn is_overdue(&mut self) -> bool {
+        let now_us = self.shared.now_us();
+        self.tick = Tick::of_us(now_us);
+        now_us.saturating_sub(self.now_us) >= self.round_us_max
     }
 
-    /// Gives up installs that were decided before something was learned that may make them wrong.
-    fn follow_epoch(&self, source: &mut Source<'_>) {
-        let epoch = self.shared.epoch();
-        if *source.epoch != epoch {
-            *source.epoch = epoch;
-            source.plan.clear();
-        }
+    fn end_round(&mut self, source: &mut Source, drained: bool) {
+        source.plan.follow(&self.shared);
+        source.handed_out &= self.shared.lanes.any_queued();
+        let answered = drained && !source.handed_out;
+        let waits = |lane| self.shared.waits(lane, source.entry.id, self.tick);
+        source.plan.send_due((self.now_us, answered), waits, &self.ledger, &mut self.batch);
+        self.flush();
     }
 
-    fn datagram(&mut self, source: &mut Source<'_>, datagram: Datagram, buf: &[u8]) {
-        if datagram.is_truncated() {
-            self.ledger.received.add(1);
-            self.malformed(&WireError::Truncated {
-                what: "upcall datagram",
-                offset: 0,
-                need: datagram.full_len,
-                have: datagram.len,
-            });
+    /// Sends the answers; nothing is about to be read.
+    fn flush(&mut self) {
+        self.batch.flush(&self.ledger);
+        self.in_flight.at_rest(&self.ledger);
+    }
+
+    /// Decides whether the next round's upcalls are shared with other workers: if this one found more
+    /// than it could read, each took a while, they are not of one flow, whose upcalls come one by one
+    /// whoever handles them, and somebody has nothing to do or helps already.
+    fn spread(&mut self, source: &mut Source, received: usize, drained: bool) {
+        if drained {
+            source.spread = false;
             return;
         }
-        for msg in NlMsgs::new(&buf[..datagram.len]) {
-            self.ledger.received.add(1);
-            match msg {
-                Ok(msg) => self.message(source, &msg),
-                Err(err) => self.malformed(&err),
-            }
+        let now_us = self.shared.now_us();
+        source.unread_since_us = Some(now_us);
+        let took_us = now_us.saturating_sub(self.now_us);
+        let slow = took_us >= SPREAD_US * received as u64;
+        let mixed = self.other_flows * ROUND_MAX >= received * WORK_MAX;
+        if source.spread || slow && mixed {
+            let wanted = self.shared.lanes.waiting().div_ceil(WORK_MAX);
+            source.spread = self.shared.crew.call(wanted);
         }
     }
 
-    fn message(&mut self, source: &mut Source<'_>, msg: &NlMsg<'_>) {
-        if msg.kind != self.shared.packet_family || msg.portid != 0 {
-            return self.ledger.foreign.add(1);
-        }
-        let upcall = match packet::Upcall::parse(msg.payload) {
-            Ok(upcall) => upcall,
-            Err(err) => return self.malformed(&err),
-        };
-        if upcall.dp_ifindex != self.shared.dp_ifindex {
-            return self.ledger.foreign.add(1);
-        }
-        match FlowKey::new(upcall.key).summary() {
-            Ok(key) => self.decide(source, &Upcall { wire: &upcall, key: &key }),
-            Err(err) => self.malformed(&err),
-        }
-    }
-
-    fn malformed(&self, err: &WireError) {
-        self.ledger.malformed.add(1);
-        tracing::debug!(%err, "malformed upcall");
-    }
-
-    fn decide(&mut self, source: &mut Source<'_>, upcall: &Upcall<'_>) {
-        self.verdict.clear();
-        let (handler, verdict) = (&self.shared.handler, &mut self.verdict);
-        if catch_unwind(AssertUnwindSafe(|| handler.upcall(upcall, verdict))).is_err() {
-            self.ledger.shed.add(1);
-            self.ledger.shed_handler_panic.add(1);
-            return;
-        }
-        if self.verdict.revalidate {
-            self.shared.revalidate();
-        }
-        self.execute(source.port_id, upcall.wire);
-        if let Some(fields) = self.verdict.install
-            && upcall.kind() == UpcallKind::Miss
-            && self.knows(upcall.in_port())
+    /// Handles what waits in the queue and may run, and settles this engine's installs. `true` if there
+    /// may be more to do.
+    pub(crate) fn help(&mut self) -> bool {
+        self.begin();
+        let shared = self.shared.clone();
+        let mut work = std::mem::take(&mut self.work);
+        if shared.lanes.any_queued()
+            && shared.lanes.open_fences(self.now_us, |f| shared.sources.passed(f))
         {
-            self.install(source.plan, upcall.wire, fields);
+            shared.lanes.take(WORK_MAX, &mut work);
         }
-    }
-
-    /// A verdict about a port that the handler was not told of yet is good for one packet alone.
-    fn knows(&self, port: Option<u32>) -> bool {
-        port.is_none_or(|number| self.verdict.ports.by_number(number).is_some())
-    }
-
-    fn execute(&mut self, port_id: u32, upcall: &packet::Upcall<'_>) {
-        if self.verdict.actions.is_empty() {
-            self.ledger.dropped.add(1);
-            self.ledger.completed.add(1);
-            return;
-        }
-        let execute = Execute::reply(upcall, self.verdict.actions.as_bytes(), port_id);
-        let (seq, family) = (self.batch.seq(Op::Execute), self.shared.packet_family);
-        let written = self.batch.execute(&self.ledger, |buf| execute.write(buf, family, seq));
-        if let Err(err) = written {
-            self.ledger.shed.add(1);
-            self.ledger.shed_unwritable.add(1);
-            tracing::debug!(%err, "a verdict cannot be written as a message");
-        }
-    }
-
-    fn install(
-        &mut self,
-        plan: &mut InstallPlan,
-        upcall: &packet::Upcall<'_>,
-        fields: MatchFields,
-    ) {
-        let exact = match self.shared.install {
-            InstallPolicy::Never => return,
-            InstallPolicy::Exact => true,
-            InstallPolicy::Wildcard => fields == MatchFields::EXACT,
-        };
-        match self.offer(plan, upcall, fields, exact) {
-            Ok(Offer::Planned) => {}
-            Ok(Offer::Duplicate) => self.ledger.duplicate_misses.add(1),
-            Ok(Offer::Straggler) => self.ledger.install_stragglers.add(1),
-            Ok(Offer::Full) => self.ledger.install_overflow.add(1),
-            Err(NotInstalled::NoRoom) => self.ledger.flow_limit_hits.add(1),
-            Err(NotInstalled::Unwritable(err)) => {
-                tracing::debug!(%err, "a flow cannot be written as a message");
+        let helped = !work.is_empty();
+        while let Some(upcall) = work.current() {
+            match self.waited(upcall) {
+                Some(later) => self.detain_taken(&mut work, later),
+                None => work.handled(),
             }
         }
-    }
-
-    fn offer(
-        &mut self,
-        plan: &mut InstallPlan,
-        upcall: &packet::Upcall<'_>,
-        fields: MatchFields,
-        exact: bool,
-    ) -> Result<Offer, NotInstalled> {
-        let key = FlowKey::new(upcall.key);
-        let mut hasher = self.hasher.build_hasher();
-        if exact {
-            hasher.write(upcall.key);
-        } else {
-            key.hash_masked(fields, &mut hasher)?;
+        self.end_wide();
+        self.flush();
+        if helped {
+            shared.lanes.finish(&mut work);
         }
-        let (shared, mask, batch) = (&self.shared, &mut self.mask, &mut self.batch);
-        let actions = self.verdict.actions.as_bytes();
-        plan.offer(hasher.finish(), self.now_us, |buf| {
-            if !shared.take_flow_room() {
-                return Err(NotInstalled::NoRoom);
-            }
-            mask.clear();
-            if !exact {
-                key.write_mask(fields, &mut AttrBuilder::new(mask))?;
-            }
-            let put = FlowPut {
-                dp_ifindex: upcall.dp_ifindex,
-                key: upcall.key,
-                mask: (!exact).then_some(mask.as_slice()),
-                actions,
-                probe: false,
-            };
-            Ok(put.write(buf, shared.flow_family, 0, batch.seq(Op::FlowPut))?)
-        })
+        self.work = work;
+        self.fenced &= shared.lanes.any_queued();
+        helped
     }
-}
 
-/// Why no install was planned.
-enum NotInstalled {
-    NoRoom,
-    Unwritable(WireError),
-}
+    /// Ends a round of the installs whose packets may be in any socket.
+    fn end_wide(&mut self) {
+        self.wide.follow(&self.shared);
+        if !self.wide.is_empty() {
+            let shared = &self.shared;
+            let answered = !shared.lanes.any_queued() && shared.sources.all_answered();
+            // Of a lane that is detained, nothing is at work.
+            let waits = |lane| shared.lanes.whereabouts(lane, self.tick) == Whereabouts::Waiting;
+            self.wide.send_due((self.now_us, answered), waits, &self.ledger, &mut self.batch);
+        }
+    }
 
-impl From<WireError> for NotInstalled {
-    fn from(err: WireError) -> Self {
-        Self::Unwritable(err)
+    /// Is there something that only the passing of time will tell: a fence, an install?
+    pub(crate) fn must_look_again(&self) -> bool {
+        self.fenced || !self.wide.is_empty()
     }
 }
 

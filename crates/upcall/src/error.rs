@@ -83,6 +83,26 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Workers were to run on CPUs that they cannot run on.
+    #[error("cannot place workers on CPU {cpus}: {why}")]
+    BadPlacement {
+        /// The CPUs, as a list.
+        cpus: String,
+        /// Why not.
+        why: String,
+    },
+    /// An option cannot be changed while a dispatcher runs.
+    #[error(
+        "{option} cannot change while it runs: it is {is}, wanted is {wanted}; start anew (a restart that hands over the sockets loses nothing)"
+    )]
+    Fixed {
+        /// The option of [`Builder`](crate::Builder).
+        option: &'static str,
+        /// What it is.
+        is: String,
+        /// What it was to be.
+        wanted: String,
+    },
     /// The operating system refused a resource.
     #[error("cannot {op}: {source}")]
     System {
@@ -94,6 +114,11 @@ pub enum Error {
     /// Anything else the kernel refused.
     #[error(transparent)]
     Control(ControlError),
+    /// The answer to an upcall came when the dispatcher no longer waited for it.
+    #[error(
+        "the answer came too late, the upcall is shed: answer faster, or allow more with Limits::handler_timeout"
+    )]
+    AnsweredTooLate,
     /// A running dispatcher broke down.
     #[error(transparent)]
     Failed(#[from] Failure),
@@ -118,6 +143,14 @@ pub enum Failure {
         name: String,
         /// Who did it, as far as it could be found.
         by: String,
+    },
+    /// The interface of a port that was asked for vanished, and waiting was not asked for.
+    #[error("the interface of port '{name}' of datapath '{datapath}' is gone")]
+    PortGone {
+        /// The name that the port was asked for by.
+        name: String,
+        /// The datapath.
+        datapath: String,
     },
     /// A task that must run as long as the dispatcher does has ended.
     #[error("{what} ended: {why}")]
@@ -149,8 +182,14 @@ pub enum ErrorKind {
     Unsupported,
     /// Something or someone else holds what was asked for.
     Conflict,
-    /// Everything else.
-    Other,
+    /// The kernel, or the operating system, refused something for a reason that is none of these.
+    Kernel,
+    /// The handler, or whoever answers for it.
+    Handler,
+    /// The dispatcher itself: a bug.
+    Internal,
+    /// Somebody took away what was served: the datapath, or a port that must be there.
+    Gone,
 }
 
 impl Error {
@@ -159,14 +198,23 @@ impl Error {
         match self {
             Self::NoModule { .. } | Self::NoPerCpu { .. } => ErrorKind::Unsupported,
             Self::NotPermitted { .. } => ErrorKind::Permission,
-            Self::BadName { .. } | Self::NoInterface { .. } | Self::InterfaceUnusable { .. } => {
-                ErrorKind::Usage
-            }
+            Self::BadName { .. }
+            | Self::NoInterface { .. }
+            | Self::InterfaceUnusable { .. }
+            | Self::Fixed { .. }
+            | Self::BadPlacement { .. } => ErrorKind::Usage,
             Self::NameTaken { .. }
             | Self::Served { .. }
             | Self::InterfaceInUse { .. }
             | Self::Failed(Failure::TakenOver { .. }) => ErrorKind::Conflict,
-            Self::System { .. } | Self::Control(_) | Self::Failed(_) => ErrorKind::Other,
+            Self::AnsweredTooLate => ErrorKind::Handler,
+            Self::Failed(Failure::TaskEnded { .. } | Failure::WorkerEnded { .. }) => {
+                ErrorKind::Internal
+            }
+            Self::Failed(Failure::DatapathDeleted { .. } | Failure::PortGone { .. }) => {
+                ErrorKind::Gone
+            }
+            Self::System { .. } | Self::Control(_) => ErrorKind::Kernel,
         }
     }
 

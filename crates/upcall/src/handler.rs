@@ -9,12 +9,15 @@ use ovs_wire::mask::MatchFields;
 use ovs_wire::packet::{self, UpcallKind};
 
 use crate::Ports;
+use crate::deferred::Later;
 
 /// Decides what happens to packets that the kernel has no flow for.
 ///
 /// Called from several threads at once, one for each worker; for the upcalls of one socket from one
 /// thread, in order. A call should take microseconds: while it runs, nothing else is read from the
 /// sockets of its worker. A call that panics costs its own packet.
+///
+/// A handler that has to wait for something answers later ([`Verdict::later`]).
 pub trait Handler: Send + Sync + 'static {
     /// Decides about one upcall. A verdict that is left alone drops the packet.
     fn upcall(&self, upcall: &Upcall<'_>, verdict: &mut Verdict);
@@ -55,6 +58,10 @@ impl<H: Handler + ?Sized> Handler for Arc<H> {
 pub struct Upcall<'a> {
     pub(crate) wire: &'a packet::Upcall<'a>,
     pub(crate) key: &'a KeySummary,
+    /// The hash of its flow.
+    pub(crate) flow: u64,
+    /// The port id of the socket it came by.
+    pub(crate) port_id: u32,
 }
 
 impl<'a> Upcall<'a> {
@@ -88,6 +95,18 @@ impl<'a> Upcall<'a> {
         self.wire.userdata
     }
 
+    /// Upcalls with the same one are kept in order ([`crate::LaneBy`]): a hash, seeded anew by each
+    /// dispatcher.
+    pub fn flow(&self) -> u64 {
+        self.flow
+    }
+
+    /// The netlink port id of the socket it was sent to: in per-CPU mode
+    /// [`Assignment::table`](crate::Assignment) tells the CPU by it.
+    pub fn socket_port_id(&self) -> u32 {
+        self.port_id
+    }
+
     /// All parts of the message, encoded.
     pub fn wire(&self) -> &'a packet::Upcall<'a> {
         self.wire
@@ -100,6 +119,9 @@ pub struct Verdict {
     pub(crate) actions: ActionBuf,
     pub(crate) install: Option<MatchFields>,
     pub(crate) revalidate: bool,
+    pub(crate) later: Option<Later>,
+    /// There is no room for it where it is decided: it is shed.
+    pub(crate) refused: bool,
     pub(crate) ports: Arc<Ports>,
 }
 
@@ -109,7 +131,21 @@ impl Verdict {
             actions: ActionBuf::with_capacity(512),
             install: None,
             revalidate: false,
+            later: None,
+            refused: false,
             ports: Arc::default(),
+        }
+    }
+
+    /// An empty verdict about the same ports.
+    pub(crate) fn fresh(&self) -> Self {
+        Self {
+            actions: ActionBuf::with_capacity(0),
+            install: None,
+            revalidate: false,
+            later: None,
+            refused: false,
+            ports: self.ports.clone(),
         }
     }
 
@@ -117,6 +153,12 @@ impl Verdict {
         self.actions.clear();
         self.install = None;
         self.revalidate = false;
+        self.later = None;
+        self.refused = false;
+    }
+
+    pub(crate) fn refuse(&mut self) {
+        self.refused = true;
     }
 
     /// The datapath's ports, not older than the batch the upcall came with.
@@ -148,6 +190,9 @@ impl Verdict {
     /// Installs a flow with the verdict's actions for all packets that agree with this one in
     /// `fields`: those that the decision depended on, no more. Without actions the flow drops.
     ///
+    /// Until the flow is with the kernel, the upcalls that it would match are answered with it
+    /// ([`crate::Builder::answer_from_plan`]).
+    ///
     /// The dispatcher's [`crate::InstallPolicy`] may override it; action upcalls install nothing.
     pub fn install(&mut self, fields: MatchFields) -> &mut Self {
         self.install = Some(fields);
@@ -158,6 +203,43 @@ impl Verdict {
     pub fn revalidate(&mut self) -> &mut Self {
         self.revalidate = true;
         self
+    }
+
+    /// Answers later: `answer` gets an empty verdict to fill in, and the future gives it back. What this
+    /// verdict says otherwise is void.
+    ///
+    /// Until then later upcalls of the flow wait, and other flows go on. The future runs on the runtime
+    /// that the dispatcher was started on. It is dropped, and the upcall shed and counted, when it takes
+    /// longer than [`Limits::handler_timeout`](crate::Limits), when it panics, or when the dispatcher
+    /// stops; no more than [`Limits::pending_max`](crate::Limits) are waited for. Upcalls that waited
+    /// behind it are asked about one by one when it is their turn: what it learned, the handler should
+    /// remember. If the ports changed meanwhile, the answer is good for the one packet alone.
+    ///
+    /// ```
+    /// # use std::{sync::Arc, time::Duration};
+    /// # use upcall::{Handler, MatchFields, Upcall, Verdict};
+    /// # struct Oracle;
+    /// # impl Oracle {
+    /// #     async fn ask(&self, _port: Option<u32>) -> u32 { 1 }
+    /// # }
+    /// struct Policy(Arc<Oracle>);
+    ///
+    /// impl Handler for Policy {
+    ///     fn upcall(&self, upcall: &Upcall<'_>, verdict: &mut Verdict) {
+    ///         let (oracle, in_port) = (self.0.clone(), upcall.in_port());
+    ///         verdict.later(|mut verdict| async move {
+    ///             let port = oracle.ask(in_port).await;
+    ///             verdict.output(port).install(MatchFields::IN_PORT);
+    ///             verdict
+    ///         });
+    ///     }
+    /// }
+    /// ```
+    pub fn later<F>(&mut self, answer: impl FnOnce(Verdict) -> F)
+    where
+        F: Future<Output = Verdict> + Send + 'static,
+    {
+        self.later = Some(Later::new(answer(self.fresh())));
     }
 }
 

@@ -1,5 +1,7 @@
 //! The ports of a datapath, as handlers see them.
 
+use std::collections::HashMap;
+
 /// A port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Port {
@@ -13,13 +15,20 @@ pub struct Port {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ports {
     list: Vec<Port>,
+    /// Numbers by the names that ports were asked for by.
+    asked_for: HashMap<String, u32>,
 }
 
 impl Ports {
     /// A snapshot of `list`.
     pub fn new(mut list: Vec<Port>) -> Self {
         list.sort_by_key(|p| p.number);
-        Self { list }
+        Self { list, asked_for: HashMap::new() }
+    }
+
+    /// The same, knowing which ports were asked for by which names.
+    pub(crate) fn with_names(self, asked_for: HashMap<String, u32>) -> Self {
+        Self { asked_for, ..self }
     }
 
     /// The ports, by number.
@@ -42,7 +51,16 @@ impl Ports {
         self.list.binary_search_by_key(&number, |p| p.number).ok().map(|at| &self.list[at])
     }
 
-    /// The port whose device has this name.
+    /// The port that was asked for by this name ([`crate::Builder::port`]), whatever its device is
+    /// called now; else the port whose device has this name. What a configuration by name means.
+    pub fn by_configured_name(&self, name: &str) -> Option<&Port> {
+        match self.asked_for.get(name) {
+            Some(number) => self.by_number(*number),
+            None => self.by_name(name),
+        }
+    }
+
+    /// The port whose device has this name now.
     pub fn by_name(&self, name: &str) -> Option<&Port> {
         self.list.iter().find(|p| p.name == name)
     }
@@ -54,5 +72,21 @@ impl<'a> IntoIterator for &'a Ports {
 
     fn into_iter(self) -> Self::IntoIter {
         self.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configured_name_stays_with_its_port() {
+        let port = |number, name: &str| Port { number, name: name.to_owned() };
+        let ports = Ports::new(vec![port(2, "a"), port(1, "renamed")]);
+        assert_eq!(ports.by_configured_name("a").map(|port| port.number), Some(2));
+        let ports = ports.with_names([("a".to_owned(), 1)].into());
+        assert_eq!(ports.by_configured_name("a").map(|port| port.number), Some(1));
+        assert_eq!(ports.by_name("a").map(|port| port.number), Some(2));
+        assert_eq!(ports.by_configured_name("b"), None);
     }
 }

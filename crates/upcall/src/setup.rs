@@ -8,15 +8,17 @@ use ovs_wire::datapath::{Datapath, NAME_LEN_MAX, UserFeatures};
 use ovs_wire::vport::{Vport, VportType};
 use rustix::io::Errno;
 
-use crate::{Builder, Error};
+use crate::members::Members;
+use crate::{Builder, Error, PortSpec};
 
 /// What was created, to be removed on an error or at the end.
 #[derive(Debug, Default)]
 pub(crate) struct Created {
     /// The datapath itself; its ports and flows go with it.
     pub(crate) datapath: bool,
-    /// Ports added to a datapath that was there before.
-    pub(crate) ports: Vec<u32>,
+    /// Ports that were asked for, those that we made among them: removed one by one from a datapath
+    /// that was there before.
+    pub(crate) members: Arc<Members>,
 }
 
 impl Created {
@@ -31,8 +33,8 @@ impl Created {
             }
             return;
         }
-        for port in &self.ports {
-            match control.delete_vport(dp.ifindex, *port).await {
+        for port in self.members.ours() {
+            match control.delete_vport(dp.ifindex, port).await {
                 Err(err) if !err.is(Errno::NODEV) => warn("port", &err),
                 _ => {}
             }
@@ -40,14 +42,19 @@ impl Created {
     }
 }
 
-/// Names that can be refused without asking the kernel.
-pub(crate) fn check_names(builder: &Builder) -> Result<(), Error> {
+/// Refuses names that can be refused without asking the kernel; gives the ports that are asked for.
+pub(crate) fn check_names(builder: &Builder) -> Result<Vec<PortSpec>, Error> {
     check_name("datapath", &builder.datapath)?;
-    builder.ports.iter().try_for_each(|name| check_name("port", name))
+    builder.ports.iter().map(|text| text.parse()).collect()
 }
 
-/// The kernel's rule for device names (`dev_valid_name`, `net/core/dev.c`).
-fn check_name(what: &'static str, name: &str) -> Result<(), Error> {
+/// Checks the name of a datapath or an interface (`what`) without asking the kernel, by its rule for device names
+/// (`dev_valid_name`, `net/core/dev.c`).
+///
+/// # Errors
+///
+/// [`Error::BadName`].
+pub fn check_name(what: &'static str, name: &str) -> Result<(), Error> {
     let bad = |why: String| Err(Error::BadName { what, name: name.to_owned(), why });
     if name.is_empty() || name == "." || name == ".." {
         return bad("it is reserved or empty".to_owned());

@@ -1,9 +1,11 @@
 //! What a dispatcher is and what it has done.
 
-use ovs_wire::datapath::DatapathStats;
-use upcall_core::LedgerSnapshot;
+use std::time::Duration;
 
-use crate::DispatchMode;
+use ovs_wire::datapath::DatapathStats;
+use upcall_core::{LatencySnapshot, LedgerSnapshot, QueueStats};
+
+use crate::{DispatchMode, Placement, PortSheds, places};
 
 /// What a dispatcher is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,10 +21,73 @@ pub struct Info {
     pub reason: String,
     /// Worker threads.
     pub workers: usize,
+    /// Which CPUs they are to run on.
+    pub placement: Placement,
+    /// CPUs that each worker may run on now, as the kernel tells; none for one that has ended.
+    pub worker_cpus: Vec<Vec<usize>>,
     /// Did the dispatcher create the datapath?
     pub created: bool,
     /// Bytes of kernel memory each upcall socket may fill.
     pub recv_buffer_bytes: usize,
+    /// Bytes of kernel memory all upcall sockets together may fill.
+    pub recv_buffers_bytes: usize,
+}
+
+impl Info {
+    /// Each worker with its CPUs in one line: `0:0 1:1-2`.
+    pub fn worker_cpus_text(&self) -> String {
+        places::text(&self.worker_cpus)
+    }
+}
+
+/// Which worker thread reads what the kernel sends where.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Assignment {
+    /// The per-CPU table as it was set: port id by CPU id. In per-vport mode the one that waits for a
+    /// switch; empty on kernels that have none (before 5.15). Kernels before 6.1 do not report it.
+    pub table: Vec<u32>,
+    /// Every upcall socket with its reader.
+    pub readers: Vec<SocketReader>,
+}
+
+/// An upcall socket and the thread that reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketReader {
+    /// The socket's port id.
+    pub port_id: u32,
+    /// The thread's name in `/proc/PID/task/TID/comm`.
+    pub thread: String,
+}
+
+/// A worker, what it reads and what it has done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WorkerStats {
+    /// The thread's name in `/proc/PID/task/TID/comm`.
+    pub thread: String,
+    /// CPUs that it may run on now, as the kernel tells; none once it has ended.
+    pub cpus: Vec<usize>,
+    /// Its sockets.
+    pub sockets: Vec<SocketStats>,
+    /// Its counters.
+    pub ledger: LedgerSnapshot,
+}
+
+/// An upcall socket now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SocketStats {
+    /// The socket's port id.
+    pub port_id: u32,
+    /// CPUs whose upcalls the kernel sends there; none in per-vport mode.
+    pub cpus: Vec<usize>,
+    /// Bytes of kernel memory that what waits there takes, and that it may take.
+    pub queued_bytes: u64,
+    /// See [`Info::recv_buffer_bytes`].
+    pub buffer_bytes: u64,
+    /// Upcalls that it had no room for.
+    pub drops: u64,
 }
 
 /// A reading of all counters, since the start.
@@ -31,25 +96,80 @@ pub struct Info {
 pub struct Stats {
     /// The workers' counters, added up.
     pub ledger: LedgerSnapshot,
+    /// How long the stages of an upcall's way take, over all workers. A part of the upcalls is measured:
+    /// each stage says which.
+    pub latency: LatencySnapshot,
     /// The kernel's counters of the datapath, less what they were at the start.
     pub kernel: DatapathStats,
     /// `kernel.lost` by cause.
     pub lost: LossByCause,
+    /// Upcalls that wait, and what became of their fences.
+    pub lanes: QueueStats,
+    /// Ports of which upcalls were refused by us, the one with most first.
+    pub sheds: Vec<PortSheds>,
     /// Upcall sockets; in per-vport mode also those that wait for a switch to per-CPU.
     pub sockets: usize,
     /// CPUs that share another one's socket because theirs could not be opened.
     pub cpus_sharing: usize,
     /// Ports, the datapath's own among them.
     pub ports: usize,
+    /// Sockets with a storm shield up.
+    pub sockets_shielded: usize,
+    /// Ports that storm shields are up against, counted once for each socket.
+    pub ports_shielded: usize,
     /// Flows on the datapath now.
     pub flows_current: u64,
+    /// Flows that may be there now: at most [`Limits::flows_max`](crate::Limits), fewer while a sweep of
+    /// the flow table takes longer than about a second.
+    pub flow_limit: u64,
+    /// Times that a slow sweep lowered that.
+    pub flow_limit_cuts: u64,
+    /// What sweeps of the flow table found.
+    pub sweeps: SweepStats,
     /// Times that features or table were set right after somebody changed them.
     pub repairs: u64,
+    /// Times that a port that was asked for lost its interface.
+    pub ports_vanished: u64,
+    /// Upcalls that were lost with a predecessor that was killed, at most
+    /// ([`Builder::inherit_in_flight`](crate::Builder::inherit_in_flight)).
+    pub crash_lost: u64,
     /// Calls of the handler outside of upcalls that panicked.
     pub handler_panics: u64,
+    /// Times that a call of the handler kept its worker for longer than
+    /// [`Limits::handler_timeout`](crate::Limits), as far as was looked: four times in that time.
+    pub handler_stalls: u64,
+    /// Answers that the handler gives later and has not given yet, now.
+    pub handler_pending: usize,
+}
+
+/// What sweeps of the flow table found, since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SweepStats {
+    /// Flows, averaged with half the weight on the last sweep, a quarter on the one before, and so on.
+    pub flows_average: u64,
+    /// Most flows that a sweep ever found.
+    pub flows_peak: u64,
+    /// How long the last sweep took.
+    pub last_took: Duration,
+}
+
+impl SweepStats {
+    pub(crate) fn add(&mut self, flows: u64, took: Duration) {
+        self.flows_average = u64::midpoint(self.flows_average, flows);
+        self.flows_peak = self.flows_peak.max(flows);
+        self.last_took = took;
+    }
 }
 
 impl Stats {
+    /// Upcalls that storm shields refused: an estimate, right to a factor of two where a reader reads at
+    /// least 10,000 a second, and rough below. The kernel counts them as delivered, so they are
+    /// in none of [`Stats::lost`], and no exact count can be had: misses less what was received and lost
+    /// would be one, if action upcalls were misses and large packets came up as one.
+    pub fn shield_refused(&self) -> u64 {
+        self.ledger.shield_refused
+    }
+
     /// Upcalls of a flow that were read after its installation was sent (contract O3).
     pub fn install_stragglers(&self) -> u64 {
         self.ledger.install_stragglers

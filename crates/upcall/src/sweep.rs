@@ -6,29 +6,26 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use netlink_io::{AsyncSocket, Socket};
+use netlink_io::Socket;
 use ovs_wire::action::Actions;
 use ovs_wire::flow::{self, Flow};
 use ovs_wire::key::FlowKey;
-use ovs_wire::nl::{
-    NLM_F_DUMP, NLMSG_DONE, NLMSG_ERROR, NlAck, NlMsg, NlMsgs, OvsHeader, write_message,
-};
-use rustix::time::{ClockId, clock_gettime};
+use ovs_wire::nl::{OvsHeader, write_message};
 
+use crate::flow_dump::{self, monotonic_ms};
 use crate::shared::Shared;
-use crate::{Error, Fate, FlowView, Handler, Ports};
+use crate::{Error, Fate, FlowView, Handler, Ports, SweepStats};
 
 /// Deletions are sent once they take this many bytes.
 const DELETE_BYTES_MAX: usize = 16 << 10;
-/// Bytes of a piece of a dump; the kernel fills at most 32 KiB.
-const DUMP_PIECE_MAX: usize = 64 << 10;
-/// How long the kernel may take for one piece.
-const PIECE_LIMIT: Duration = Duration::from_secs(5);
 /// Shortest time between two sweeps: a storm of moving addresses must not turn into sweeps alone.
 const SWEEP_GAP: Duration = Duration::from_millis(20);
+
+/// How long a flow may rest while there are more than are allowed.
+const CROWDED_IDLE: Duration = Duration::from_millis(100);
 
 /// Pause after a sweep as a multiple of its length, so that sweeps take a fifth of a CPU at most.
 const SWEEP_SHARE: u32 = 4;
@@ -36,13 +33,13 @@ const SWEEP_SHARE: u32 = 4;
 /// Reads the flow table at intervals and when asked to.
 pub(crate) struct Sweeper {
     shared: Arc<Shared>,
-    flow_idle: Duration,
     /// First sight of flows that have matched nothing yet, by key; made anew in each sweep.
     unused_since_ms: HashMap<u64, u64>,
     hasher: foldhash::quality::RandomState,
     /// The first sweep only shows the handler what there is: a flow of an earlier run may come before
     /// the one that teaches its destination.
     first: bool,
+    stats: Arc<Mutex<SweepStats>>,
 }
 
 /// What one sweep found.
@@ -54,16 +51,22 @@ struct Found {
 }
 
 impl Sweeper {
-    pub(crate) fn new(shared: Arc<Shared>, flow_idle: Duration) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let hasher = foldhash::quality::RandomState::default();
-        Self { shared, flow_idle, unused_since_ms: HashMap::new(), hasher, first: true }
+        let (unused_since_ms, stats) = (HashMap::new(), Arc::default());
+        Self { shared, unused_since_ms, hasher, first: true, stats }
+    }
+
+    /// What its sweeps find.
+    pub(crate) fn stats(&self) -> Arc<Mutex<SweepStats>> {
+        self.stats.clone()
     }
 
     /// Sweeps for ever. `sockets` are for the dump and for deletions: replies to one must not push
     /// out those to the other.
-    pub(crate) async fn run(mut self, mut sockets: [Arc<Socket>; 2], interval: Duration) {
+    pub(crate) async fn run(mut self, mut sockets: [Arc<Socket>; 2]) {
         loop {
-            let timer = tokio::time::sleep(interval);
+            let timer = tokio::time::sleep(self.shared.life.load().sweep_interval);
             tokio::select! {
                 () = timer => {}
                 () = self.shared.sweep_now.notified() => {}
@@ -85,7 +88,8 @@ impl Sweeper {
 
     fn settle(&mut self, found: Found, took: Duration) {
         self.first = false;
-        self.shared.flows_counted(found.flows - found.deleted);
+        self.shared.flow_room.swept(found.flows, found.flows - found.deleted, took);
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).add(found.flows, took);
         self.unused_since_ms = found.unused_since_ms;
         if found.deleted > 0 {
             let Found { flows, deleted, .. } = found;
@@ -93,27 +97,26 @@ impl Sweeper {
         }
     }
 
+    /// Past the limit flows must not rest for long.
+    fn idle_max(&self) -> Duration {
+        let idle = self.shared.life.load().idle;
+        if self.shared.flow_room.excess() > 0 { idle.min(CROWDED_IDLE) } else { idle }
+    }
+
     async fn sweep(&mut self, [dump, delete]: &[Arc<Socket>; 2]) -> io::Result<Found> {
         self.shared.guarded(Handler::begin_sweep);
         let ports = self.shared.ports.load_full();
-        let socket = AsyncSocket::new(dump.clone())?;
+        let (family, dp_ifindex) = (self.shared.flow_family, self.shared.dp_ifindex);
         let mut pass = Pass {
             sweeper: self,
             ports: &ports,
             delete,
             now_ms: monotonic_ms(),
+            idle_max: self.idle_max(),
             found: Found::default(),
             deletions: Vec::new(),
         };
-        dump.send(&pass.dump_request()?)?;
-        let mut buf = vec![0; DUMP_PIECE_MAX];
-        let mut done = false;
-        while !done {
-            let mut ready = tokio::time::timeout(PIECE_LIMIT, socket.readable()).await??;
-            while let Some(piece) = ready.try_recv(&mut buf)? {
-                done |= pass.piece(&buf[..piece.len])?;
-            }
-        }
+        flow_dump::read(dump, family, dp_ifindex, |flow| pass.flow(flow)).await?;
         pass.flush()?;
         Ok(pass.found)
     }
@@ -125,46 +128,17 @@ struct Pass<'a> {
     ports: &'a Ports,
     delete: &'a Socket,
     now_ms: u64,
+    /// Flows that were not used for this long are deleted.
+    idle_max: Duration,
     found: Found,
     deletions: Vec<u8>,
 }
 
 impl Pass<'_> {
-    fn dump_request(&self) -> io::Result<Vec<u8>> {
-        let shared = &self.sweeper.shared;
-        let header = OvsHeader {
-            cmd: flow::cmd::GET,
-            version: flow::VERSION,
-            dp_ifindex: shared.dp_ifindex,
-        };
-        let mut request = Vec::new();
-        write_message(&mut request, shared.flow_family, NLM_F_DUMP, 1, header, |_| {})
-            .map_err(io::Error::other)?;
-        Ok(request)
-    }
-
-    /// Handles a piece of the dump; `true` at its end.
-    fn piece(&mut self, datagram: &[u8]) -> io::Result<bool> {
-        for msg in NlMsgs::new(datagram) {
-            let msg = msg.map_err(io::Error::other)?;
-            match msg.kind {
-                NLMSG_DONE => return check_done(&msg).map(|()| true),
-                NLMSG_ERROR => {
-                    let ack = NlAck::parse(&msg).map_err(io::Error::other)?;
-                    return Err(io::Error::from_raw_os_error(ack.errno));
-                }
-                kind if kind == self.sweeper.shared.flow_family => self.flow(&msg)?,
-                _ => {}
-            }
-        }
-        Ok(false)
-    }
-
-    fn flow(&mut self, msg: &NlMsg<'_>) -> io::Result<()> {
-        let (_, flow) = Flow::parse(msg.payload).map_err(io::Error::other)?;
+    fn flow(&mut self, flow: &Flow<'_>) -> io::Result<()> {
         self.found.flows += 1;
         let Ok(key) = FlowKey::new(flow.key).summary() else { return Ok(()) };
-        let idle = self.idle(&flow);
+        let idle = self.idle(flow);
         let view = FlowView {
             key: &key,
             mask: flow.mask,
@@ -175,8 +149,8 @@ impl Pass<'_> {
         let shared = &self.sweeper.shared;
         let fate = shared.guarded(|handler| handler.revalidate(&view, self.ports));
         let wrong = fate == Some(Fate::Delete) && !self.sweeper.first;
-        if wrong || idle >= self.sweeper.flow_idle {
-            self.delete(&flow)?;
+        if wrong || idle >= self.idle_max {
+            self.delete(flow)?;
         }
         Ok(())
     }
@@ -218,20 +192,6 @@ impl Pass<'_> {
         }
         Ok(())
     }
-}
-
-/// The end of a dump carries an errno of its own: of a datapath that is gone, say.
-fn check_done(msg: &NlMsg<'_>) -> io::Result<()> {
-    match NlAck::parse(msg) {
-        Ok(ack) if ack.errno > 0 => Err(io::Error::from_raw_os_error(ack.errno)),
-        _ => Ok(()),
-    }
-}
-
-/// The clock of the kernel's `used` times.
-fn monotonic_ms() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec.cast_unsigned() * 1000 + now.tv_nsec.cast_unsigned() / 1_000_000
 }
 
 /// Sockets for a sweeper, opened in the namespace of the calling thread.

@@ -1,19 +1,35 @@
 //! The engine on made-up datagrams. Answers go to a kernel that has no such family and refuses them,
 //! which is as good as any answer here: what is tested is the reading and the ledger.
 
-use std::sync::Mutex;
+mod allocations;
+mod latency;
+mod later;
+mod listen;
+mod plan;
+mod quotas;
 
+use std::sync::Mutex;
+use std::time::Duration;
+
+use ovs_wire::AttrBuilder;
 use ovs_wire::key::{KeyAttr, kind};
+use ovs_wire::mask::MatchFields;
 use ovs_wire::nl::{OvsHeader, write_message};
-use ovs_wire::packet::{attr, cmd};
+use ovs_wire::packet::{self, attr, cmd};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Handler, Limits, Port, Ports};
+use crate::InFlight;
+use crate::shared::{Config, FlowLife};
+use crate::sources::Carries;
+use crate::{Handler, InstallPolicy, LaneBy, Limits, Port, Ports, Upcall};
 
 /// A family id that no kernel gives out so early.
 const FAMILY: u16 = 0x3f0;
 const DATAPATH: i32 = 7;
+
+/// Packets of this length take the handler long enough for help to be worth it.
+const SLOW: usize = 200;
 
 /// Floods, remembers the order, and panics on packets of length 66.
 #[derive(Default)]
@@ -25,43 +41,73 @@ impl Handler for Recorder {
     fn upcall(&self, upcall: &Upcall<'_>, verdict: &mut Verdict) {
         self.seen.lock().unwrap().push(upcall.packet().len());
         assert_ne!(upcall.packet().len(), 66, "a handler's own mistake");
+        if upcall.packet().len() == SLOW {
+            std::thread::sleep(std::time::Duration::from_micros(2 * SPREAD_US));
+        }
         verdict.flood(upcall.in_port()).install(MatchFields::IN_PORT | MatchFields::ETH_SRC);
     }
 }
 
 struct Bench {
     engine: Engine,
-    plan: InstallPlan,
-    epoch: u64,
+    source: Source,
     recorder: Arc<Recorder>,
     ledger: Arc<Ledger>,
 }
 
 impl Bench {
     fn new() -> Self {
+        Self::limited(Limits::default())
+    }
+
+    /// With bounds, and a handler that is asked about every upcall.
+    fn limited(limits: Limits) -> Self {
         let recorder = Arc::new(Recorder::default());
-        let shared = Shared::new(
-            Box::new(recorder.clone()),
-            DATAPATH,
-            FAMILY,
-            FAMILY + 1,
-            InstallPolicy::Wildcard,
-            Limits::default(),
-        );
+        let handler = Box::new(recorder.clone());
+        Self { recorder, ..Self::with(handler, InstallPolicy::Wildcard, limits) }
+    }
+
+    /// With a handler that is asked about every upcall.
+    fn with(handler: Box<dyn Handler>, install: InstallPolicy, limits: Limits) -> Self {
+        Self::build(handler, install, limits, false)
+    }
+
+    /// Samples have a cookie that begins with 7, 7.
+    fn build(
+        handler: Box<dyn Handler>,
+        install: InstallPolicy,
+        limits: Limits,
+        answer_from_plan: bool,
+    ) -> Self {
+        let config = Config {
+            dp_ifindex: DATAPATH,
+            packet_family: FAMILY,
+            flow_family: FAMILY + 1,
+            install,
+            limits,
+            answer_from_plan,
+            lane_by: LaneBy::default(),
+            sample_userdata: Some(vec![7, 7]),
+            life: FlowLife { idle: Duration::MAX, sweep_interval: Duration::MAX },
+        };
+        let in_flight = Arc::new(InFlight::create().unwrap());
+        let shared = Shared::new(handler, config, in_flight.clone());
         let ports = [1, 2, 3].map(|number| Port { number, name: format!("p{number}") });
         shared.set_ports(Ports::new(ports.to_vec()));
         let ledger = Arc::new(Ledger::default());
-        let plan = InstallPlan::new(shared.limits.install);
+        let entry = shared.sources.add(None, Carries::AnyFlow).unwrap();
+        let source = Source::new(entry, Limits::default().install);
         let tx = Arc::new(Socket::open().unwrap());
-        let engine = Engine::new(shared, ledger.clone(), tx);
-        Self { engine, plan, epoch: 0, recorder, ledger }
+        let mut engine = Engine::new(shared, ledger.clone(), in_flight.slot().unwrap(), tx);
+        // However busy the machine is.
+        engine.round_us_max = u64::MAX;
+        Self { engine, source, recorder: Arc::default(), ledger }
     }
 
     fn round(&mut self, datagrams: &[Vec<u8>]) -> Round {
         let mut rest = datagrams.iter();
-        let source = Source { port_id: 99, plan: &mut self.plan, epoch: &mut self.epoch };
         self.engine
-            .round(source, |buf| {
+            .round(&mut self.source, None, |buf| {
                 Ok(rest.next().map(|datagram| {
                     let len = datagram.len().min(buf.len());
                     buf[..len].copy_from_slice(&datagram[..len]);
@@ -127,6 +173,29 @@ fn the_install_waits_for_a_round_without_its_flow() {
     assert_eq!(bench.ledger.snapshot().flows_put, 1);
     bench.round(&[upcall(62)]);
     assert_eq!(bench.ledger.snapshot().install_stragglers, 1);
+}
+
+#[test]
+fn upcalls_that_come_alone_are_answered_before_the_look_for_more() {
+    let mut bench = Bench::new();
+    let from = |station: u8| message_from([2, 0, 0, 0, 1, station], FAMILY, DATAPATH, 60);
+    let whole = |received| Round { drained: true, received };
+    assert_eq!(bench.round(&[from(1)]), whole(1));
+    assert_eq!(bench.round(&[]), whole(0));
+    for station in 2..9 {
+        let ledger = bench.ledger.snapshot();
+        assert_eq!((ledger.flows_put, ledger.executed), (station - 2 + 1, station - 2 + 1));
+        let round = bench.round(&[from(station as u8)]);
+        assert!(round.is_cut_short(), "{round:?}");
+        assert_eq!(bench.ledger.snapshot().executed, station, "before the next look");
+        assert_eq!(bench.ledger.snapshot().flows_put, station - 1, "behind the next look");
+        assert_eq!(bench.round(&[]), whole(0));
+    }
+    // Others came with it: the next time they are answered together again.
+    assert!(bench.round(&[from(20), from(21)]).is_cut_short());
+    assert_eq!(bench.round(&[from(21)]), whole(1));
+    assert_eq!(bench.round(&[]), whole(0));
+    assert_eq!(bench.round(&[from(22), from(23)]), whole(2));
 }
 
 #[test]
@@ -198,6 +267,17 @@ fn a_handler_that_panics_costs_its_own_packet() {
 }
 
 #[test]
+fn others_are_called_for_several_flows_and_not_for_one() {
+    let mut bench = Bench::new();
+    let _has_nothing_to_do = bench.engine.shared().crew.join();
+    bench.round(&vec![upcall(SLOW); ROUND_MAX]);
+    assert!(!bench.source.spread, "one after the other, whoever handles them");
+    let other = |n: usize| if n.is_multiple_of(2) { upcall(SLOW) } else { other_source(SLOW) };
+    bench.round(&(0..ROUND_MAX).map(other).collect::<Vec<_>>());
+    assert!(bench.source.spread);
+}
+
+#[test]
 fn a_round_is_bounded() {
     let mut bench = Bench::new();
     let datagrams: Vec<_> = (0..ROUND_MAX + 10).map(|_| upcall(60)).collect();
@@ -206,9 +286,35 @@ fn a_round_is_bounded() {
 }
 
 #[test]
+fn a_round_of_a_slow_handler_ends_early() {
+    let mut bench = Bench::new();
+    bench.engine.round_us_max = 0;
+    let datagrams: Vec<_> = (0..ROUND_MAX).map(|_| upcall(60)).collect();
+    let round = bench.round(&datagrams);
+    assert_eq!(round, Round { drained: false, received: LOOK_EVERY });
+}
+
+#[test]
+fn nothing_is_installed_while_installs_are_held() {
+    let mut bench = Bench::new();
+    bench.round(&[upcall(60)]);
+    let held = bench.engine.shared.hold_installs();
+    for datagrams in [vec![], vec![upcall(60)], vec![]] {
+        bench.round(&datagrams);
+    }
+    assert_eq!(bench.ledger.snapshot().flows_put, 0, "neither what waited nor what came since");
+    drop(held);
+    bench.round(&[upcall(60)]);
+    bench.round(&[]);
+    let ledger = bench.ledger.snapshot();
+    assert_eq!((ledger.flows_put, ledger.executed), (1, 3));
+}
+
+#[test]
 fn the_flow_limit_stops_installs_and_counts() {
     let mut bench = Bench::new();
-    bench.engine.shared.flows_counted(Limits::default().flows_max);
+    let full = Limits::default().flows_max;
+    bench.engine.shared.flow_room.swept(full, full, Duration::ZERO);
     bench.round(&[upcall(60)]);
     bench.round(&[]);
     let ledger = bench.ledger.snapshot();

@@ -1,0 +1,244 @@
+//! A worker leaves its CPU while others keep it from running there and there is room elsewhere.
+//!
+//! Near the CPU whose upcalls it reads a wake-up is cheap. But what sends the packets may run there too
+//! and take all of it; then the scheduler shares the CPU between the two, however idle the others are.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ovs_features::cpu;
+use rustix::process::Pid;
+
+use crate::crew::Crew;
+
+/// How long a busy worker is watched before it is judged, in microseconds: some turns of the scheduler.
+const WATCH_US: u64 = 20_000;
+/// Looks that are further apart say nothing: the worker slept in between.
+const APART_US: u64 = 100_000;
+/// It is kept from running if it waits for its CPU for more than one part in so many.
+const WAITS_PART: u64 = 4;
+/// How long it stays away at first, in microseconds; twice as long each time it had to leave again
+/// soon after it came back.
+const AWAY_US: u64 = 1_000_000;
+const AWAY_MAX_US: u64 = 16_000_000;
+
+/// CPUs of a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Room {
+    /// Where it belongs.
+    pub(crate) near: Vec<usize>,
+    /// Where it may go while it is kept from running there; the same, if nowhere.
+    pub(crate) far: Vec<usize>,
+}
+
+/// Where one worker thread is, for itself and for those who move it.
+#[derive(Debug)]
+pub(crate) struct Roam(Mutex<Whereabouts>);
+
+#[derive(Debug)]
+struct Whereabouts {
+    room: Room,
+    away: bool,
+}
+
+impl Roam {
+    pub(crate) fn new(room: Room) -> Self {
+        Self(Mutex::new(Whereabouts { room, away: false }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Whereabouts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the calling thread near.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        cpu::set_affinity(None, &self.lock().room.near)
+    }
+
+    /// Moves the thread to other CPUs for good.
+    pub(crate) fn move_to(&self, thread: Pid, room: &Room) -> io::Result<()> {
+        let mut is = self.lock();
+        cpu::set_affinity(Some(thread), &room.near)?;
+        *is = Whereabouts { room: room.clone(), away: false };
+        Ok(())
+    }
+
+    /// CPUs where the thread belongs, as the kernel has them; while it is away, those that it will
+    /// come back to.
+    pub(crate) fn belongs_to(&self, thread: Pid) -> io::Result<Vec<usize>> {
+        let is = self.lock();
+        if is.away { Ok(is.room.near.clone()) } else { cpu::affinity(Some(thread)) }
+    }
+
+    /// Lets the calling thread go far, or brings it back. `false` if it may not, or is there.
+    fn be_away(&self, away: bool) -> bool {
+        let mut is = self.lock();
+        if is.away == away || is.room.near == is.room.far {
+            return false;
+        }
+        let cpus = if away { &is.room.far } else { &is.room.near };
+        let moved = cpu::set_affinity(None, cpus);
+        let cpus = cpu::list_text(cpus);
+        tracing::debug!(away, cpus, ?moved, "a worker goes where it can run");
+        is.away = away && moved.is_ok();
+        moved.is_ok()
+    }
+}
+
+/// Watches over the thread that made it.
+#[derive(Debug)]
+pub(crate) struct Roamer {
+    roam: Arc<Roam>,
+    /// What the scheduler says of the thread (`/proc/PID/task/TID/schedstat`); `None` if it does not.
+    schedstat: Option<File>,
+    judge: Judge,
+}
+
+impl Roamer {
+    pub(crate) fn new(roam: Arc<Roam>) -> Self {
+        let schedstat = File::open("/proc/thread-self/schedstat").ok();
+        Self { roam, schedstat, judge: Judge::default() }
+    }
+
+    /// To be called when the worker is woken: comes back when it is time.
+    pub(crate) fn woken(&mut self, now_us: impl FnOnce() -> u64) {
+        if self.judge.away_until_us > 0 && self.judge.is_over(now_us()) {
+            self.roam.be_away(false);
+        }
+    }
+
+    /// To be called when there is more to do than one round does.
+    pub(crate) fn busy(&mut self, now_us: u64, crew: &Crew) {
+        let Some(schedstat) = &self.schedstat else { return };
+        if !self.judge.is_due(now_us) {
+            return;
+        }
+        let Some(waited_us) = waited_us(schedstat) else { return };
+        if self.judge.is_kept_from_running(now_us, waited_us)
+            && crew.anyone_idle()
+            && self.roam.be_away(true)
+        {
+            self.judge.left(now_us);
+        }
+    }
+}
+
+/// How long the thread has waited for a CPU since it began, in microseconds: the second figure
+/// (`Documentation/scheduler/sched-stats.rst`).
+fn waited_us(schedstat: &File) -> Option<u64> {
+    let mut text = [0; 80];
+    let len = schedstat.read_at(&mut text, 0).ok()?;
+    let text = std::str::from_utf8(&text[..len]).ok()?;
+    Some(text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()? / 1000)
+}
+
+/// Decides when to leave and when to come back; the time is passed in.
+#[derive(Debug, Default)]
+struct Judge {
+    /// The last look: when, and how long the thread had waited until then.
+    looked: Option<(u64, u64)>,
+    /// 0 while it is at home.
+    away_until_us: u64,
+    back_at_us: u64,
+    stay_us: u64,
+}
+
+impl Judge {
+    fn is_due(&self, now_us: u64) -> bool {
+        self.away_until_us == 0
+            && self.looked.is_none_or(|(at_us, _)| now_us.saturating_sub(at_us) >= WATCH_US)
+    }
+
+    fn is_kept_from_running(&mut self, now_us: u64, waited_us: u64) -> bool {
+        let Some((at_us, before_us)) = self.looked.replace((now_us, waited_us)) else {
+            return false;
+        };
+        let (passed, waited) = (now_us - at_us, waited_us.saturating_sub(before_us));
+        passed < APART_US && waited * WAITS_PART > passed
+    }
+
+    fn left(&mut self, now_us: u64) {
+        let soon = self.stay_us > 0 && now_us - self.back_at_us < AWAY_US;
+        self.stay_us = if soon { (self.stay_us * 2).min(AWAY_MAX_US) } else { AWAY_US };
+        self.away_until_us = now_us + self.stay_us;
+        self.looked = None;
+    }
+
+    /// Is its time away over? Then it is at home.
+    fn is_over(&mut self, now_us: u64) -> bool {
+        let over = now_us >= self.away_until_us;
+        if over {
+            (self.away_until_us, self.back_at_us) = (0, now_us);
+        }
+        over
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_waits_for_its_cpu_is_kept_from_running() {
+        let mut judge = Judge::default();
+        assert!(judge.is_due(1) && !judge.is_kept_from_running(1, 500), "nothing to compare with");
+        assert!(!judge.is_due(WATCH_US), "too early");
+        assert!(judge.is_due(1 + WATCH_US));
+        assert!(!judge.is_kept_from_running(1 + WATCH_US, 500 + WATCH_US / 4));
+        let (at, waited) = (1 + 2 * WATCH_US, 500 + WATCH_US);
+        assert!(judge.is_kept_from_running(at, waited));
+        assert!(!judge.is_kept_from_running(at + APART_US, waited + APART_US), "it slept");
+    }
+
+    #[test]
+    fn who_must_leave_again_soon_stays_away_longer() {
+        let mut judge = Judge::default();
+        let (mut now, mut stays) = (5, Vec::new());
+        for _ in 0..6 {
+            judge.left(now);
+            assert!(!judge.is_due(now + WATCH_US), "nothing to judge while it is away");
+            stays.push((judge.away_until_us - now) / AWAY_US);
+            assert!(!judge.is_over(judge.away_until_us - 1));
+            now = judge.away_until_us;
+            assert!(judge.is_over(now) && judge.is_due(now));
+            now += WATCH_US;
+        }
+        assert_eq!(stays, [1, 2, 4, 8, 16, 16]);
+        now += AWAY_US;
+        judge.left(now);
+        assert_eq!(judge.away_until_us - now, AWAY_US, "it had peace for a while");
+    }
+
+    #[test]
+    fn the_scheduler_says_how_long_a_thread_waited() {
+        let schedstat = File::open("/proc/thread-self/schedstat").unwrap();
+        let before = waited_us(&schedstat).unwrap();
+        assert!(waited_us(&schedstat).unwrap() >= before);
+        let none = File::open("/dev/null").unwrap();
+        assert_eq!(waited_us(&none), None);
+    }
+
+    #[test]
+    fn a_thread_goes_far_and_comes_back() {
+        let all = cpu::usable().unwrap();
+        let room = Room { near: all[..1].to_vec(), far: all.clone() };
+        let on = |room: Room| {
+            std::thread::spawn(move || {
+                let own = Roam::new(room.clone());
+                own.settle().unwrap();
+                let thread = rustix::thread::gettid();
+                let left = own.be_away(true);
+                assert_eq!(left, room.near != room.far);
+                assert!(!own.be_away(true), "it is away, or may not be");
+                assert_eq!(cpu::usable().unwrap(), room.far);
+                assert_eq!(own.belongs_to(thread).unwrap(), room.near);
+                assert_eq!(own.be_away(false), left);
+                assert_eq!(cpu::usable().unwrap(), room.near);
+            })
+        };
+        on(Room { near: all.clone(), far: all }).join().unwrap();
+        on(room).join().unwrap();
+    }
+}

@@ -1,0 +1,320 @@
+//! The sockets that upcalls are read from, as the lanes see them.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use netlink_io::{Datagram, Socket};
+use upcall_core::{Fence, Gather, SourceId, SourceState};
+
+/// Which flows may come by a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carries {
+    /// Those of one port: a flow stays with it.
+    OnePort,
+    /// Any: its packets follow the CPU that handles them, or it is another's that we took over.
+    AnyFlow,
+}
+
+/// A socket that is read, as long as its reader holds this.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    pub(crate) id: SourceId,
+    pub(crate) state: SourceState,
+    /// `None` in tests of the engine, which make their datagrams up.
+    socket: Option<Arc<Socket>>,
+    carries: Carries,
+    /// Held while a datagram is taken, by the reader or by one that a flow hopped to.
+    taking: Mutex<()>,
+}
+
+impl Registered {
+    /// The socket's port id, echoed in EXECUTE; 0 if there is no socket.
+    pub(crate) fn port_id(&self) -> u32 {
+        self.socket.as_ref().map_or(0, |socket| socket.port_id())
+    }
+
+    /// What is read; `None` in tests of the engine.
+    pub(crate) fn socket(&self) -> Option<&Socket> {
+        self.socket.as_deref()
+    }
+
+    /// Takes the next datagram, with the number of this reading.
+    #[inline]
+    pub(crate) fn take(
+        &self,
+        recv: impl FnOnce() -> io::Result<Option<Datagram>>,
+    ) -> (u64, io::Result<Option<Datagram>>) {
+        let _held = self.hold();
+        (self.state.begin_read(), recv())
+    }
+
+    /// Holds the reader off, to take what is in the socket in its stead.
+    pub(crate) fn hold_off(&self) -> HeldOff<'_> {
+        HeldOff { _held: self.hold(), entry: self }
+    }
+
+    fn hold(&self) -> MutexGuard<'_, ()> {
+        self.taking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See [`Registered::hold_off`].
+pub(crate) struct HeldOff<'a> {
+    _held: MutexGuard<'a, ()>,
+    entry: &'a Registered,
+}
+
+impl HeldOff<'_> {
+    /// What the reader itself may have in its hands.
+    pub(crate) fn read_before(&self) -> Fence {
+        Fence { source: self.entry.id, through: self.entry.state.reads() }
+    }
+
+    /// Takes what is in the socket now, as long as `each` wants more: it gets each datagram with the
+    /// number of its reading. What it makes of them counts as answered. `false` if `each` wanted no more.
+    pub(crate) fn take_all(
+        self,
+        buf: &mut [u8],
+        mut each: impl FnMut(u64, Datagram, &[u8]) -> bool,
+    ) -> bool {
+        let Registered { socket: Some(socket), state, .. } = self.entry else { return true };
+        let was_idle = state.is_idle();
+        let mut all = true;
+        // What cannot be read here, the reader will find out.
+        while all && let Ok(Some(datagram)) = socket.recv(buf) {
+            all = each(state.begin_read(), datagram, buf);
+        }
+        // If not, the reader says so at the end of its round, for these as well.
+        if was_idle {
+            state.answer_all();
+        }
+        all
+    }
+}
+
+/// Every socket that is read. Looked at when a flow hops; a reader holds its own entry.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    entries: ArcSwap<Vec<Arc<Registered>>>,
+    /// The id given last; held while entries change.
+    last_id: Mutex<u16>,
+    gathers: AtomicU64,
+}
+
+impl Registry {
+    /// Adds a socket, under an id that has not been used for as long as possible.
+    ///
+    /// # Errors
+    ///
+    /// When 65,535 sockets are read already.
+    pub(crate) fn add(
+        &self,
+        socket: Option<Arc<Socket>>,
+        carries: Carries,
+    ) -> io::Result<Arc<Registered>> {
+        let mut last_id = self.last_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = Vec::clone(&self.entries.load());
+        if entries.len() >= usize::from(u16::MAX) {
+            return Err(io::Error::other("65,535 upcall sockets are the most there can be"));
+        }
+        let (at, id) = loop {
+            *last_id = last_id.wrapping_add(1);
+            let Some(id) = SourceId::new(*last_id) else { continue };
+            if let Err(at) = entries.binary_search_by_key(&id, |entry| entry.id) {
+                break (at, id);
+            }
+        };
+        let entry = Arc::new(Registered {
+            id,
+            state: SourceState::default(),
+            socket,
+            carries,
+            taking: Mutex::default(),
+        });
+        entries.insert(at, entry.clone());
+        self.entries.store(Arc::new(entries));
+        Ok(entry)
+    }
+
+    /// Removes a socket that is no longer read.
+    pub(crate) fn remove(&self, id: SourceId) {
+        let _held = self.last_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = Vec::clone(&self.entries.load());
+        entries.retain(|entry| entry.id != id);
+        self.entries.store(Arc::new(entries));
+    }
+
+    pub(crate) fn get(&self, id: SourceId) -> Option<Arc<Registered>> {
+        let entries = self.entries.load();
+        let at = entries.binary_search_by_key(&id, |entry| entry.id).ok()?;
+        Some(entries[at].clone())
+    }
+
+    /// Is everything that was sent up until now read and answered?
+    pub(crate) fn all_answered(&self) -> bool {
+        let entries = self.entries.load();
+        let idle = |(entry, unread): (&Arc<Registered>, bool)| !unread && entry.state.is_idle();
+        with_unread(&entries).all(idle)
+    }
+
+    /// Looks at the sockets that may hold packets of a flow that hopped to `by`, from `before` if that
+    /// is known. Gives those that have something to take out, too.
+    pub(crate) fn gather(
+        &self,
+        by: &Registered,
+        before: Option<SourceId>,
+    ) -> (Gather, Vec<Arc<Registered>>) {
+        let entries = self.entries.load();
+        let may_hold = |entry: &&Arc<Registered>| {
+            entry.carries == Carries::AnyFlow || Some(entry.id) == before
+        };
+        let rivals: Vec<_> =
+            entries.iter().filter(may_hold).filter(|entry| entry.id != by.id).cloned().collect();
+        let unread: Vec<_> =
+            with_unread(&rivals).filter(|(_, unread)| *unread).map(|(e, _)| e.clone()).collect();
+        // Whether it is idle is asked after the sockets: what was taken out of one before that has a
+        // number by now.
+        let read = |e: &Registered| Fence { source: e.id, through: e.state.reads() };
+        // Until it is taken out of there, its own reader may do so.
+        let open = |e: &Registered| Fence { source: e.id, through: Fence::OPEN };
+        let is_read =
+            |e: &&Arc<Registered>| !e.state.is_idle() && !unread.iter().any(|u| u.id == e.id);
+        let busy = rivals.iter().filter(is_read).map(|e| read(e));
+        let gather = Gather {
+            id: self.gathers.fetch_add(1, Ordering::Relaxed) + 1,
+            busy: busy.chain(unread.iter().map(|e| open(e))).collect(),
+            hold: (!unread.is_empty()).then(|| read(by)),
+            ordered: false,
+        };
+        (gather, unread)
+    }
+
+    /// The sockets that flows may hop between.
+    pub(crate) fn hopped_between(&self) -> Vec<Arc<Registered>> {
+        let entries = self.entries.load();
+        entries.iter().filter(|entry| entry.carries == Carries::AnyFlow).cloned().collect()
+    }
+
+    /// A gather that brings what it finds in the order of its arrival. It waits for what the sockets'
+    /// own readers have in their hands.
+    pub(crate) fn ordered_gather(&self) -> Gather {
+        let entries = self.entries.load();
+        let busy = entries.iter().filter(|entry| !entry.state.is_idle());
+        Gather {
+            id: self.gathers.fetch_add(1, Ordering::Relaxed) + 1,
+            busy: busy.map(|e| Fence { source: e.id, through: e.state.reads() }).collect(),
+            hold: None,
+            ordered: true,
+        }
+    }
+
+    /// Has all been read and answered that the fence waits for? What is gone was read empty before.
+    pub(crate) fn passed(&self, fence: &Fence) -> bool {
+        self.get(fence.source).is_none_or(|entry| entry.state.has_answered(fence.through))
+    }
+}
+
+/// Sockets with whether they have something to receive, in one system call.
+fn with_unread(entries: &[Arc<Registered>]) -> impl Iterator<Item = (&Arc<Registered>, bool)> {
+    let sockets = entries.iter().filter_map(|entry| entry.socket.as_deref());
+    // If the kernel does not tell, nothing can be waited for.
+    let mut unread = netlink_io::readable(sockets).unwrap_or_default().into_iter();
+    entries.iter().map(move |entry| (entry, entry.socket.is_some() && unread.next() == Some(true)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_comes_back_only_when_all_others_were_used() {
+        let registry = Registry::default();
+        let first = registry.add(None, Carries::AnyFlow).unwrap();
+        registry.remove(first.id);
+        for _ in 0..1_000 {
+            let entry = registry.add(None, Carries::AnyFlow).unwrap();
+            assert_ne!(entry.id, first.id);
+            registry.remove(entry.id);
+        }
+        *registry.last_id.lock().unwrap() = u16::MAX;
+        assert_eq!(registry.add(None, Carries::AnyFlow).unwrap().id, first.id);
+    }
+
+    /// `NLMSG_NOOP` with `NLM_F_ACK`: the kernel acknowledges it.
+    const NOOP: [u8; 16] = [16, 0, 0, 0, 0x10, 0, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+
+    fn socket(registry: &Registry, carries: Carries) -> (Arc<Socket>, Arc<Registered>) {
+        let socket = Arc::new(Socket::open().unwrap());
+        let entry = registry.add(Some(socket.clone()), carries).unwrap();
+        (socket, entry)
+    }
+
+    fn ids(unread: &[Arc<Registered>]) -> Vec<SourceId> {
+        unread.iter().map(|entry| entry.id).collect()
+    }
+
+    #[test]
+    fn a_ports_flows_are_looked_for_where_they_were_before_and_where_any_may_be() {
+        let registry = Registry::default();
+        let ports: Vec<_> = (0..3).map(|_| socket(&registry, Carries::OnePort)).collect();
+        let spare = socket(&registry, Carries::AnyFlow);
+        for (socket, _) in ports.iter().chain([&spare]) {
+            socket.send(&NOOP).unwrap();
+        }
+        let (_, unread) = registry.gather(&ports[0].1, Some(ports[1].1.id));
+        assert_eq!(ids(&unread), [ports[1].1.id, spare.1.id]);
+        let (_, unread) = registry.gather(&ports[0].1, Some(ports[0].1.id));
+        assert_eq!(ids(&unread), [spare.1.id]);
+    }
+
+    #[test]
+    fn a_gather_tells_who_is_busy_and_who_has_something() {
+        let registry = Registry::default();
+        let (_, by) = socket(&registry, Carries::AnyFlow);
+        let (full, unread) = socket(&registry, Carries::AnyFlow);
+        let (_, reading) = socket(&registry, Carries::AnyFlow);
+        let (gather, none) = registry.gather(&by, None);
+        assert_eq!((gather.busy, gather.hold, none.len()), (vec![], None, 0));
+        full.send(&NOOP).unwrap();
+        reading.state.begin_read();
+        by.state.begin_read();
+        let (gather, some) = registry.gather(&by, None);
+        let fence = Fence { source: reading.id, through: 1 };
+        assert_eq!(gather.busy, [fence, Fence { source: unread.id, through: Fence::OPEN }]);
+        assert_eq!(
+            (gather.hold, ids(&some)),
+            (Some(Fence { source: by.id, through: 1 }), vec![unread.id])
+        );
+        assert!(!registry.passed(&fence) && !registry.all_answered());
+        reading.state.answer_all();
+        assert!(registry.passed(&fence));
+        registry.remove(by.id);
+        assert!(registry.passed(&Fence { source: by.id, through: 1 }), "what is gone is empty");
+    }
+
+    #[test]
+    fn what_another_takes_is_answered_unless_the_reader_is_at_it() {
+        let registry = Registry::default();
+        let (socket, entry) = socket(&registry, Carries::AnyFlow);
+        let mut buf = [0; 256];
+        let mut take_all = |before: u64, expected: &[u64]| {
+            let held = entry.hold_off();
+            assert_eq!(held.read_before(), Fence { source: entry.id, through: before });
+            let mut reads = Vec::new();
+            assert!(held.take_all(&mut buf, |read, _, _| {
+                reads.push(read);
+                true
+            }));
+            assert_eq!(reads, expected);
+        };
+        (0..2).for_each(|_| socket.send(&NOOP).unwrap());
+        take_all(0, &[1, 2]);
+        assert!(entry.state.is_idle());
+        entry.state.begin_read();
+        socket.send(&NOOP).unwrap();
+        take_all(3, &[4]);
+        assert!(!entry.state.is_idle());
+    }
+}
