@@ -1,16 +1,17 @@
 //! Upcall sockets that outlive the process: a restart loses no upcall.
 //!
 //! While it serves, the daemon keeps a copy of each upcall socket with the service manager (systemd's
-//! file-descriptor store: `FDSTORE=1`). At the end of a run with `--hand-over` the kernel goes on
-//! queueing upcalls in them, and so it does after a crash. The next run is given the sockets, serves
-//! what is queued, moves the datapath to sockets of its own and removes the old ones from the store.
+//! file-descriptor store: `FDSTORE=1`), and the record of what its workers have in their hands. At the
+//! end of a run with `--hand-over` the kernel goes on queueing upcalls in the sockets, and so it does
+//! after a crash. The next run is given all of it, counts what was lost in a crash, serves what is
+//! queued, moves the datapath to sockets of its own and removes the old ones from the store.
 
-use std::collections::HashSet;
-use std::os::fd::AsFd;
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use sd_notify::NotifyState;
-use upcall::{Dispatcher, Socket};
+use upcall::{Dispatcher, InFlight, Socket};
 
 use crate::exit::Exit;
 use crate::settings::Settings;
@@ -18,10 +19,15 @@ use crate::settings::Settings;
 /// Names of our descriptors in the store begin with this; others are not ours to take.
 const NAME_PREFIX: &str = "upcall-";
 
-/// The sockets of a predecessor, and their names in the store.
+/// What follows the prefix in the name of a record; in that of a socket, its port id.
+const RECORD: &str = "in-flight-";
+
+/// What a predecessor left, and the names of it in the store.
 #[derive(Default)]
 pub(crate) struct Inherited {
     pub(crate) sockets: Vec<Socket>,
+    /// One, or more if there were crashes in a row.
+    pub(crate) in_flight: Vec<InFlight>,
     names: Vec<String>,
 }
 
@@ -30,70 +36,76 @@ impl Inherited {
     pub(crate) fn take(settings: &Settings) -> Result<Self, Exit> {
         let mut inherited = Self::default();
         for fd in &settings.adopt {
-            inherited.sockets.push(adopt(*fd).map_err(Exit::Usage)?);
+            inherited.adopt(*fd).map_err(Exit::Usage)?;
         }
         let passed = sd_notify::listen_fds_with_names()
             .map_err(|err| Exit::Other(format!("cannot read LISTEN_FDS: {err}")))?;
         for (fd, name) in passed.filter(|(_, name)| name.starts_with(NAME_PREFIX)) {
-            match adopt(fd) {
-                Ok(socket) => inherited.sockets.push(socket),
-                Err(err) => tracing::warn!(name, err, "the service manager passed something odd"),
+            if let Err(err) = inherited.adopt(fd) {
+                tracing::warn!(name, err, "the service manager passed something odd");
             }
             inherited.names.push(name);
         }
         Ok(inherited)
     }
-}
 
-fn adopt(fd: i32) -> Result<Socket, String> {
-    Socket::inherit(fd).map_err(|err| format!("descriptor {fd} is no upcall socket: {err}"))
+    fn adopt(&mut self, fd: i32) -> Result<(), String> {
+        match Socket::inherit(fd) {
+            Ok(socket) => self.sockets.push(socket),
+            Err(no_socket) => self.in_flight.push(InFlight::inherit(fd).map_err(|no_record| {
+                format!(
+                    "descriptor {fd} is no upcall socket ({no_socket}) and no record of upcalls in flight ({no_record})"
+                )
+            })?),
+        }
+        Ok(())
+    }
 }
 
 /// The copies that the service manager holds.
 pub(crate) struct Store {
     enabled: bool,
-    held: HashSet<u32>,
-    /// Names from the run before, removed once their sockets are served.
-    stale: Vec<String>,
+    /// Names of what is there, from this run or the one before.
+    held: HashSet<String>,
 }
 
 impl Store {
     /// A store that is used only if sockets are to be handed over.
     pub(crate) fn new(settings: &Settings, inherited: &Inherited) -> Self {
-        Self { enabled: settings.hand_over, held: HashSet::new(), stale: inherited.names.clone() }
+        Self { enabled: settings.hand_over, held: inherited.names.iter().cloned().collect() }
     }
 
-    /// Brings the store in line with the sockets there are.
+    /// Brings the store in line with the sockets there are. An inherited one is among them until it
+    /// was read empty; an inherited record was read when the dispatcher started.
     pub(crate) async fn update(&mut self, dispatcher: &Dispatcher) {
         if !self.enabled {
             return;
         }
         let sockets = dispatcher.sockets().await;
-        for socket in &sockets {
-            if self.held.insert(socket.port_id()) {
-                store(socket);
+        let named = |socket: &Arc<Socket>| format!("{NAME_PREFIX}{}", socket.port_id());
+        let mut there: HashMap<String, BorrowedFd<'_>> =
+            sockets.iter().map(|socket| (named(socket), socket.as_fd())).collect();
+        match dispatcher.in_flight().id() {
+            Ok(id) => {
+                let record = dispatcher.in_flight().as_fd();
+                there.insert(format!("{NAME_PREFIX}{RECORD}{id}"), record);
+            }
+            Err(err) => tracing::warn!(%err, "cannot keep the record of upcalls in flight"),
+        }
+        for (name, fd) in &there {
+            if self.held.insert(name.clone()) {
+                store(name, *fd);
             }
         }
-        let there = |port_id: u32| sockets.iter().any(|s| s.port_id() == port_id);
-        self.held.retain(|port_id| there(*port_id) || !remove(&name(*port_id)));
-        // An inherited socket is among the sockets until it was read empty.
-        self.stale.retain(|name| {
-            let port_id = name.trim_start_matches(NAME_PREFIX).parse();
-            port_id.is_ok_and(there) || !remove(name)
-        });
+        self.held.retain(|name| there.contains_key(name) || !remove(name));
     }
 }
 
-fn name(port_id: u32) -> String {
-    format!("{NAME_PREFIX}{port_id}")
-}
-
-fn store(socket: &Arc<Socket>) {
-    let name = name(socket.port_id());
-    // FDPOLL=0: an error condition on the socket must not make the service manager drop it.
-    let state = [NotifyState::FdStore, NotifyState::FdName(&name), NotifyState::Custom("FDPOLL=0")];
-    if let Err(err) = sd_notify::notify_with_fds(&state, &[socket.as_fd()]) {
-        tracing::warn!(%err, "cannot leave an upcall socket with the service manager");
+fn store(name: &str, fd: BorrowedFd<'_>) {
+    // FDPOLL=0: an error condition on a socket must not make the service manager drop it.
+    let state = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
+    if let Err(err) = sd_notify::notify_with_fds(&state, &[fd]) {
+        tracing::warn!(%err, name, "cannot leave a descriptor with the service manager");
     }
 }
 
@@ -101,7 +113,7 @@ fn store(socket: &Arc<Socket>) {
 fn remove(name: &str) -> bool {
     let state = [NotifyState::Custom("FDSTOREREMOVE=1"), NotifyState::FdName(name)];
     if let Err(err) = sd_notify::notify(&state) {
-        tracing::warn!(%err, name, "cannot remove an upcall socket from the service manager");
+        tracing::warn!(%err, name, "cannot remove a descriptor from the service manager");
     }
     true
 }

@@ -40,7 +40,7 @@ pub(crate) fn run(args: &ProbeArgs) -> Result<(), Exit> {
         .build()
         .map_err(|err| Exit::Other(format!("cannot start the runtime: {err}")))?;
     let report = runtime.block_on(probe(args.datapath.as_deref()))?;
-    let out = if args.json { json::render(&report) } else { text::render(&report) };
+    let out = render(&report, args.json);
     // That nobody reads it any more ('| head') is no failure.
     let _nobody_reads = std::io::stdout().write_all(out.as_bytes());
     if report.is_answered() {
@@ -48,6 +48,11 @@ pub(crate) fn run(args: &ProbeArgs) -> Result<(), Exit> {
     } else {
         Err(Exit::NothingAsked("the kernel could not be asked anything: see above".to_owned()))
     }
+}
+
+/// The report, for people or as one JSON object.
+pub(crate) fn render(report: &Report, json: bool) -> String {
+    if json { json::render(report) } else { text::render(report) }
 }
 
 /// A signal waits until the datapath that was asked is deleted: milliseconds.

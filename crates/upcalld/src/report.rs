@@ -1,13 +1,16 @@
 //! Counters as a line of JSON.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use upcall::{Info, Stats};
+use crate::handler::Policy;
+use serde::{Deserialize, Serialize};
+use upcall::features::cpu::list_text;
+use upcall::{HistogramSnapshot, Info, PortSheds, Stats};
 
 /// One line. Counts are since the start.
 #[derive(Debug, Serialize)]
@@ -22,6 +25,9 @@ pub(crate) struct Report<'a> {
     sockets: usize,
     cpus_sharing: usize,
     workers: usize,
+    placement: String,
+    /// CPUs that each worker may run on, as lists.
+    worker_cpus: Vec<String>,
     ports: usize,
     upcalls_received: u64,
     completed: u64,
@@ -29,6 +35,11 @@ pub(crate) struct Report<'a> {
     execute_errors: u64,
     dropped: u64,
     shed: u64,
+    shed_no_room: u64,
+    shed_quota: u64,
+    shed_rate: u64,
+    /// The ports of which most was shed.
+    shed_ports: Vec<ShedPort>,
     malformed: u64,
     foreign: u64,
     flows_installed: u64,
@@ -36,12 +47,22 @@ pub(crate) struct Report<'a> {
     put_errors: u64,
     put_raced: u64,
     duplicate_misses: u64,
+    answered_from_plan: u64,
     install_stragglers: u64,
     install_deferrals: u64,
     install_forced: u64,
     install_overflow: u64,
     flow_limit_hits: u64,
+    lane_hops: u64,
+    lane_queued: u64,
+    lane_queued_peak: u64,
+    fence_timeouts: u64,
+    fences_without_room: u64,
     handler_panics: u64,
+    /// An estimate.
+    shield_refused: u64,
+    sockets_shielded: usize,
+    ports_shielded: usize,
     kernel_hit: u64,
     kernel_missed: u64,
     kernel_lost: u64,
@@ -50,12 +71,58 @@ pub(crate) struct Report<'a> {
     lost_no_socket: u64,
     lost_unclassified: u64,
     repairs: u64,
+    ports_vanished: u64,
+    crash_lost: u64,
     macs: u64,
-    macs_refused: u64,
+    /// What the handler counts.
+    #[serde(flatten)]
+    handler: BTreeMap<&'static str, u64>,
+    handler_stalls: u64,
+    handler_pending: usize,
+    /// By stage of an upcall's way; of a part of the upcalls.
+    latency_ns: BTreeMap<&'static str, Quantiles>,
+}
+
+/// Ports that a line names as shed at most.
+const SHED_PORTS_MAX: usize = 16;
+
+/// What was shed of one port, by reason.
+#[derive(Debug, Serialize)]
+struct ShedPort {
+    /// `null` for packets without a port.
+    port: Option<u32>,
+    no_room: u64,
+    quota: u64,
+    rate: u64,
+}
+
+impl From<&PortSheds> for ShedPort {
+    fn from(sheds: &PortSheds) -> Self {
+        let PortSheds { port, no_room, quota, rate } = *sheds;
+        Self { port: (port != u32::MAX).then_some(port), no_room, quota, rate }
+    }
+}
+
+/// Nanoseconds that so many of a hundred do not exceed; `null` if nothing was measured.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Quantiles {
+    /// Measured.
+    pub(crate) count: u64,
+    pub(crate) p50: Option<u64>,
+    pub(crate) p90: Option<u64>,
+    pub(crate) p99: Option<u64>,
+    pub(crate) p999: Option<u64>,
+}
+
+impl From<&HistogramSnapshot> for Quantiles {
+    fn from(all: &HistogramSnapshot) -> Self {
+        let [p50, p90, p99, p999] = [500, 900, 990, 999].map(|per_mille| all.quantile(per_mille));
+        Self { count: all.count(), p50, p90, p99, p999 }
+    }
 }
 
 impl<'a> Report<'a> {
-    pub(crate) fn new(r#final: bool, info: &'a Info, stats: &Stats, macs: (u64, u64)) -> Self {
+    pub(crate) fn new(r#final: bool, info: &'a Info, stats: &Stats, policy: &dyn Policy) -> Self {
         let ledger = &stats.ledger;
         Self {
             r#final,
@@ -66,6 +133,8 @@ impl<'a> Report<'a> {
             sockets: stats.sockets,
             cpus_sharing: stats.cpus_sharing,
             workers: info.workers,
+            placement: info.placement.to_string(),
+            worker_cpus: info.worker_cpus.iter().map(|cpus| list_text(cpus)).collect(),
             ports: stats.ports,
             upcalls_received: ledger.received,
             completed: ledger.completed,
@@ -73,6 +142,10 @@ impl<'a> Report<'a> {
             execute_errors: ledger.execute_errors,
             dropped: ledger.dropped,
             shed: ledger.shed,
+            shed_no_room: ledger.shed_no_room,
+            shed_quota: ledger.shed_quota,
+            shed_rate: ledger.shed_rate,
+            shed_ports: stats.sheds.iter().take(SHED_PORTS_MAX).map(ShedPort::from).collect(),
             malformed: ledger.malformed,
             foreign: ledger.foreign,
             flows_installed: ledger.flows_installed(),
@@ -80,12 +153,21 @@ impl<'a> Report<'a> {
             put_errors: ledger.put_errors,
             put_raced: ledger.put_raced,
             duplicate_misses: ledger.duplicate_misses,
+            answered_from_plan: ledger.answered_from_plan,
             install_stragglers: ledger.install_stragglers,
             install_deferrals: ledger.install_deferrals,
             install_forced: ledger.install_forced,
             install_overflow: ledger.install_overflow,
             flow_limit_hits: ledger.flow_limit_hits,
+            lane_hops: ledger.hops,
+            lane_queued: ledger.queued,
+            lane_queued_peak: stats.lanes.upcalls_peak,
+            fence_timeouts: stats.lanes.fence_timeouts,
+            fences_without_room: ledger.fences_without_room,
             handler_panics: ledger.shed_handler_panic + stats.handler_panics,
+            shield_refused: stats.shield_refused(),
+            sockets_shielded: stats.sockets_shielded,
+            ports_shielded: stats.ports_shielded,
             kernel_hit: stats.kernel.hit,
             kernel_missed: stats.kernel.missed,
             kernel_lost: stats.kernel.lost,
@@ -94,8 +176,13 @@ impl<'a> Report<'a> {
             lost_no_socket: stats.lost.no_socket,
             lost_unclassified: stats.lost.unclassified,
             repairs: stats.repairs,
-            macs: macs.0,
-            macs_refused: macs.1,
+            ports_vanished: stats.ports_vanished,
+            crash_lost: stats.crash_lost,
+            macs: policy.macs(),
+            handler: policy.readings().into_iter().map(|r| (r.name, r.value)).collect(),
+            handler_stalls: stats.handler_stalls,
+            handler_pending: stats.handler_pending,
+            latency_ns: stats.latency.stages().map(|(stage, all)| (stage, all.into())).collect(),
         }
     }
 

@@ -39,7 +39,7 @@ impl Handler for CrossConnect {
     }
 
     fn ports_changed(&self, ports: &Ports) {
-        let number = |name: &str| ports.by_name(name).map(|p| p.number);
+        let number = |name: &str| ports.by_configured_name(name).map(|p| p.number);
         let mut peers = HashMap::default();
         for (a, b) in &self.pairs {
             if let (Some(a), Some(b)) = (number(a), number(b)) {

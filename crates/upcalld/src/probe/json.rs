@@ -1,9 +1,9 @@
 //! The report for programs: one object with the same keys everywhere; `null` is unknown or none.
 
 use serde_json::{Map, Value, json};
-use upcall::features::{
-    Answer, CAPABILITIES, DatapathReport, End, Host, Place, Report, Target, Topology,
-};
+use upcall::features::{Answer, CAPABILITIES, DatapathReport, Host, Place, Report, Topology};
+
+use crate::target;
 
 /// Everything, as one line.
 pub(super) fn render(report: &Report) -> String {
@@ -89,9 +89,9 @@ fn datapath(report: &DatapathReport) -> Value {
         return json!({"name": report.name, "present": false, "error": error});
     };
     let table = delivery.table.as_ref();
-    let table = table.map(|t| t.entries.iter().map(target).collect::<Vec<_>>());
+    let table = table.map(|t| t.entries.iter().map(target::json).collect::<Vec<_>>());
     let ports = delivery.ports.iter().map(|port| {
-        let targets: Vec<_> = port.targets.iter().map(target).collect();
+        let targets: Vec<_> = port.targets.iter().map(target::json).collect();
         json!({"port_no": port.port_no, "name": port.name, "targets": targets})
     });
     let served_by = delivery.served_by();
@@ -107,19 +107,6 @@ fn datapath(report: &DatapathReport) -> Value {
         "ports": ports.collect::<Vec<_>>(),
         "served_by": served_by.collect::<Vec<_>>(),
         "remarks": report.remarks,
-    })
-}
-
-fn target(target: &Target) -> Value {
-    let owner = match &target.end {
-        End::Alive(owner) => owner.as_ref(),
-        _ => None,
-    };
-    json!({
-        "port_id": target.port_id,
-        "alive": target.end.is_alive(),
-        "pid": owner.map(|owner| owner.pid),
-        "command": owner.map(|owner| &owner.command),
     })
 }
 

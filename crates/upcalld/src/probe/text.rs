@@ -4,13 +4,14 @@ use std::fmt::Write;
 
 use upcall::features::cpu::list_text;
 use upcall::features::{
-    Answer, CAPABILITIES, Cause, DatapathReport, DispatchMode, End, Feature, Host, Place, Report,
-    Target, Topology,
+    Answer, CAPABILITIES, Cause, DatapathReport, DispatchMode, Feature, Host, Place, Report,
+    Topology,
 };
 
-const COLUMNS: usize = 100;
-/// Where the second column starts, and the text behind a feature's answer.
-const VALUE_AT: usize = 29;
+use crate::columns::{VALUE_AT, heading, row, wrapped};
+use crate::target::{self, served_by};
+
+/// Where the text behind a feature's answer starts.
 const TEXT_AT: usize = 43;
 
 /// Everything.
@@ -27,33 +28,6 @@ pub(super) fn render(report: &Report) -> String {
         wrapped(&mut out, "  ", line, 2);
     }
     out
-}
-
-fn heading(out: &mut String, title: &str) {
-    let _ = writeln!(out, "\n{title}");
-}
-
-/// `first`, then words up to the right edge; further lines start at column `indent`.
-fn wrapped(out: &mut String, first: &str, text: &str, indent: usize) {
-    let mut line = first.to_owned();
-    let mut empty = true;
-    for word in text.split_whitespace() {
-        if !empty && line.chars().count() + 1 + word.chars().count() > COLUMNS {
-            let _ = writeln!(out, "{}", line.trim_end());
-            line = " ".repeat(indent);
-            empty = true;
-        }
-        if !empty {
-            line.push(' ');
-        }
-        line.push_str(word);
-        empty = false;
-    }
-    let _ = writeln!(out, "{}", line.trim_end());
-}
-
-fn row(out: &mut String, name: &str, text: &str) {
-    wrapped(out, &format!("  {name:<width$}", width = VALUE_AT - 2), text, VALUE_AT);
 }
 
 fn features(out: &mut String, report: &Report) {
@@ -143,7 +117,7 @@ fn cpus(out: &mut String, topology: &Result<Topology, String>) {
     row(
         out,
         "housekeeping",
-        &format!("{} (own, not isolated)", list_text(&topology.housekeeping())),
+        &format!("{} (own, neither isolated nor nohz_full)", list_text(&topology.housekeeping())),
     );
     let cores: Vec<_> = topology.cores().into_iter().map(list_text).collect();
     row(out, "cores", &if cores.is_empty() { "unknown".into() } else { cores.join("; ") });
@@ -175,24 +149,18 @@ fn datapath(out: &mut String, report: &DatapathReport) {
     let when = if delivery.mode == DispatchMode::PerCpu { "in force" } else { "kept for later" };
     row(out, "dispatch", &delivery.mode.to_string());
     row(out, "features", &format!("{:#x}", dp.features.bits()));
-    let served: Vec<_> =
-        delivery.served_by().iter().map(|o| format!("{} (pid {})", o.command, o.pid)).collect();
-    row(
-        out,
-        "served by",
-        &if served.is_empty() { "nobody known".into() } else { served.join(", ") },
-    );
+    row(out, "served by", &served_by(delivery));
     match &delivery.table {
         None => row(out, "per-CPU table", "none reported"),
         Some(table) => {
             row(out, "per-CPU table", &format!("{} entries, {when}", table.entries.len()));
             for (cpu, target) in table.entries.iter().enumerate() {
-                row(out, &format!("  CPU {cpu}"), &target_text(target));
+                row(out, &format!("  CPU {cpu}"), &target::text(target));
             }
         }
     }
     for port in &delivery.ports {
-        let targets: Vec<_> = port.targets.iter().map(target_text).collect();
+        let targets: Vec<_> = port.targets.iter().map(target::text).collect();
         row(out, &format!("port {} {}", port.port_no, port.name), &targets.join(", "));
     }
     for remark in &report.remarks {
@@ -200,30 +168,10 @@ fn datapath(out: &mut String, report: &DatapathReport) {
     }
 }
 
-fn target_text(target: &Target) -> String {
-    let port_id = target.port_id;
-    match &target.end {
-        End::Nowhere => "no socket (port id 0)".to_owned(),
-        End::Dead => format!("port id {port_id} -> no such socket"),
-        End::Alive(None) => format!("port id {port_id} -> a process that cannot be seen"),
-        End::Alive(Some(owner)) => {
-            format!("port id {port_id} -> {} (pid {})", owner.command, owner.pid)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn long_text_is_wrapped_and_indented() {
-        let mut out = String::new();
-        wrapped(&mut out, "  name   ", &"word ".repeat(40), 9);
-        assert!(out.lines().count() > 1);
-        assert!(out.lines().all(|line| line.len() <= COLUMNS && !line.ends_with(' ')));
-        assert!(out.lines().skip(1).all(|line| line.starts_with("         word")));
-    }
+    use crate::columns::COLUMNS;
 
     #[test]
     fn every_title_fits_its_column() {

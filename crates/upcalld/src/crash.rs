@@ -1,0 +1,134 @@
+//! What a panic leaves behind: where, why, which version, and the counters of the last moments.
+
+use std::backtrace::Backtrace;
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::panic::PanicHookInfo;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::counting::Reading;
+
+/// A handler that panics at each packet must not fill disk and log: reports at least so far apart.
+const REPORT_GAP: Duration = Duration::from_mins(1);
+/// A report file that is longer begins anew.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// What the next report says.
+struct Last {
+    datapath: String,
+    counters: String,
+    reported: Option<Instant>,
+    /// Panics without a report of their own since the last one.
+    unreported: u64,
+}
+
+static LAST: Mutex<Last> = Mutex::new(Last {
+    datapath: String::new(),
+    counters: String::new(),
+    reported: None,
+    unreported: 0,
+});
+
+/// Reports panics on standard error from now on, and to `file` as well.
+pub(crate) fn watch(datapath: &str, file: Option<PathBuf>) {
+    datapath.clone_into(&mut LAST.lock().unwrap_or_else(PoisonError::into_inner).datapath);
+    std::panic::set_hook(Box::new(move |info| {
+        let Some(report) = report(info) else { return };
+        // Standard error may be gone; there is nobody else to tell.
+        let _nobody = std::io::stderr().write_all(report.as_bytes());
+        if let Some(path) = &file
+            && let Err(err) = append(path, &report)
+        {
+            let _nobody = writeln!(std::io::stderr(), "cannot write {}: {err}", path.display());
+        }
+    }));
+}
+
+/// The counters as of now, for a report.
+pub(crate) fn note(readings: &[Reading]) {
+    let mut text = String::new();
+    for reading in readings.iter().filter(|reading| reading.value > 0) {
+        let _ = write!(text, " {}:{}", reading.name, reading.value);
+    }
+    LAST.lock().unwrap_or_else(PoisonError::into_inner).counters = text;
+}
+
+/// `None` if the last one was a moment ago.
+fn report(info: &PanicHookInfo<'_>) -> Option<String> {
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.reported.is_some_and(|at| at.elapsed() < REPORT_GAP) {
+        last.unreported += 1;
+        return None;
+    }
+    last.reported = Some(Instant::now());
+    let thread = std::thread::current();
+    let at = humantime::format_rfc3339_seconds(SystemTime::now());
+    let unreported = std::mem::take(&mut last.unreported);
+    Some(format!(
+        "upcalld {} panicked at {at}, thread {}, datapath {}\n{info}\nbefore that without a report: \
+         {unreported}\ncounters a moment ago:{}\n{}\n",
+        env!("CARGO_PKG_VERSION"),
+        thread.name().unwrap_or("?"),
+        last.datapath,
+        last.counters,
+        Backtrace::force_capture(),
+    ))
+}
+
+fn append(path: &Path, report: &str) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    if file.seek(SeekFrom::End(0))? > FILE_BYTES_MAX {
+        file.set_len(0)?;
+    }
+    file.write_all(report.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_reported_once_a_while_with_what_is_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("crash");
+        let before = std::panic::take_hook();
+        watch("dp0", Some(path.clone()));
+        note(&[
+            Reading { name: "received", help: "", value: 7 },
+            Reading { name: "shed", help: "", value: 0 },
+        ]);
+        let panic =
+            || std::thread::Builder::new().name("worker-x".into()).spawn(|| panic!("on purpose"));
+        for _ in 0..3 {
+            assert!(panic().unwrap().join().is_err());
+        }
+        std::panic::set_hook(before);
+        let text = std::fs::read_to_string(&path).unwrap();
+        // Other tests of this process may panic on purpose, too.
+        for part in [
+            "on purpose",
+            "worker-x",
+            "dp0",
+            env!("CARGO_PKG_VERSION"),
+            " received:7\n",
+            "crash.rs:",
+        ] {
+            assert!(text.contains(part), "no '{part}' in {text}");
+        }
+        assert!(!text.contains("shed:") && text.matches("panicked at 20").count() == 1, "{text}");
+    }
+
+    #[test]
+    fn the_file_has_a_bound() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let long = "x".repeat(600 << 10);
+        for _ in 0..3 {
+            append(file.path(), &long).unwrap();
+        }
+        assert_eq!(std::fs::metadata(file.path()).unwrap().len(), 600 << 10);
+    }
+}
