@@ -28,7 +28,7 @@ pub mod topology;
 pub mod traffic;
 pub mod wait;
 
-pub use daemon::{Stats, Upcalld, UpcalldBuilder};
+pub use daemon::{Quantiles, ShedPort, Stats, Upcalld, UpcalldBuilder};
 pub use error::{Error, Result};
 pub use links::{Link, Links, Veth};
 pub use netns::{NetNs, NsThread, skip, skip_unless_root};

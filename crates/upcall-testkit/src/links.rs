@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 use futures::TryStreamExt as _;
 use rtnetlink::packet_route::link::{
-    InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan};
 
@@ -16,6 +17,10 @@ pub type Mac = [u8; 6];
 
 /// Longest name of a link in bytes (`IFNAMSIZ` less the NUL).
 pub const NAME_LEN_MAX: usize = 15;
+
+/// Pause between two looks at the operational state of links, and how long in all.
+const OPERATIONAL_POLL: Duration = Duration::from_millis(2);
+const OPERATIONAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A link as the kernel describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +35,8 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether the kernel's link watch has seen it working (operational state "up").
+    pub operational: bool,
     /// Index of the device it is enslaved to (a bridge, or an Open vSwitch datapath's device).
     pub controller: Option<u32>,
     /// The driver's name ("veth", "openvswitch"), where the kernel gives it.
@@ -148,6 +155,32 @@ impl Links {
         self.change(name, "bring up", LinkMessageBuilder::up).await
     }
 
+    /// Waits until packets pass on all of these links, at most 10 s. Both ends must be up.
+    ///
+    /// Of a veth pair, the end brought up first gets its carrier when the other follows, and its queue
+    /// from a work item of its own (`net/core/link_watch.c`): until then it drops what is sent. The
+    /// end brought up last works at once, but may be told operational up to a second later.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] that names them.
+    pub async fn wait_operational(&self, names: &[&str]) -> Result<()> {
+        let wait = async {
+            loop {
+                let links = self.list().await?;
+                let operational =
+                    |name| links.iter().any(|link| link.name == name && link.operational);
+                if names.iter().copied().all(operational) {
+                    return Ok(());
+                }
+                tokio::time::sleep(OPERATIONAL_POLL).await;
+            }
+        };
+        tokio::time::timeout(OPERATIONAL_TIMEOUT, wait).await.unwrap_or_else(|_| {
+            let what = format!("{} to be operational", names.join(", "));
+            Err(Error::Timeout { what, waited: OPERATIONAL_TIMEOUT })
+        })
+    }
+
     /// Sets the link administratively down.
     pub async fn down(&self, name: &str) -> Result<()> {
         self.change(name, "bring down", LinkMessageBuilder::down).await
@@ -238,6 +271,7 @@ impl Link {
             mac: Mac::default(),
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
+            operational: false,
             controller: None,
             kind: None,
         };
@@ -248,6 +282,7 @@ impl Link {
                     link.mac = mac.as_slice().try_into().unwrap_or_default();
                 }
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::OperState(state) => link.operational = *state == State::Up,
                 LinkAttribute::Controller(index) => link.controller = Some(*index),
                 LinkAttribute::LinkInfo(infos) => {
                     link.kind = infos.iter().find_map(|info| match info {

@@ -14,9 +14,14 @@ use std::sync::Arc;
 use std::thread;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 
 use crate::error::{Error, Result};
 use crate::links::Links;
+
+/// Bytes of a UDP socket's receive buffer.
+const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 
 /// A network namespace, empty but for `lo`, which is up.
 ///
@@ -174,6 +179,30 @@ impl NetNs {
         result.map_err(Error::system(format!("write {value} to {path}")))
     }
 
+    /// Has all that arrives on `link` processed on `cpu`, in the order in which it was sent to it.
+    ///
+    /// What a CPU sends into a veth pair waits in a queue of that CPU, and two CPUs are not served in
+    /// order: who looks for packets that overtook each other *before* they were sent, on several CPUs,
+    /// wants this. It is receive packet steering (`Documentation/networking/scaling.rst`), set in a
+    /// sysfs that is mounted for the purpose.
+    ///
+    /// # Errors
+    /// What the kernel refuses: there is no such link, or no `CONFIG_RPS`.
+    pub fn receive_on(&self, link: &str, cpu: usize) -> Result<()> {
+        let dir = tempfile::tempdir().map_err(Error::system("make a directory"))?;
+        let file = dir.path().join(format!("class/net/{link}/queues/rx-0/rps_cpus"));
+        let what = || format!("have {link} of {} served by CPU {cpu}", self.name);
+        // Groups of 32 CPUs, the highest first.
+        let mask = format!("{:x}{}", 1u32 << (cpu % 32), ",00000000".repeat(cpu / 32));
+        let steer = || {
+            mount("sysfs", dir.path(), "sysfs", MountFlags::empty(), None)?;
+            let written = fs::write(&file, mask);
+            unmount(dir.path(), UnmountFlags::DETACH)?;
+            written
+        };
+        self.run(steer)?.map_err(|cause| Error::System { what: what(), cause })
+    }
+
     /// Turns IPv6 off on every present and future link of this namespace, so that no router
     /// solicitation, duplicate address detection or multicast report disturbs a test that counts
     /// packets. A kernel without IPv6 counts as done.
@@ -187,14 +216,16 @@ impl NetNs {
         Ok(())
     }
 
-    /// A UDP socket inside, bound to `address`, with 4 MiB of receive buffer (beyond the system's
-    /// limit where `CAP_NET_ADMIN` allows), so that a late reader is not mistaken for a lossy switch.
+    /// A UDP socket inside, bound to `address`, with 4 MiB of receive buffer (as much of it as the
+    /// system's limit allows without `CAP_NET_ADMIN` in the first user namespace), so that a late reader
+    /// is not mistaken for a lossy switch.
     pub fn udp_socket(&self, address: std::net::SocketAddr) -> Result<UdpSocket> {
         let socket = self
             .run(|| UdpSocket::bind(address))?
             .map_err(Error::system(format!("bind UDP {address} in {}", self.name)))?;
-        let _unprivileged_keeps_default =
-            rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, 4 << 20);
+        set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER_BYTES)
+            .or_else(|_| set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_BYTES))
+            .map_err(Error::system("set a socket's receive buffer"))?;
         Ok(socket)
     }
 

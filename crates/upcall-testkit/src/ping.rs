@@ -22,13 +22,13 @@ pub struct PingPlan {
     pub count: u16,
     /// Time between two requests. Default 20 ms.
     pub interval: Duration,
-    /// How long each request waits for its answer. Default 1 s.
+    /// How long each request waits for its answer. Default 5 s.
     pub timeout: Duration,
 }
 
 impl Default for PingPlan {
     fn default() -> Self {
-        Self { count: 4, interval: Duration::from_millis(20), timeout: Duration::from_secs(1) }
+        Self { count: 4, interval: Duration::from_millis(20), timeout: Duration::from_secs(5) }
     }
 }
 

@@ -97,7 +97,10 @@ impl Hosts {
         let hosts = (0..config.hosts)
             .map(|index| Host::build(index, &switch, config))
             .collect::<Result<_>>()?;
-        Ok(Self { switch, hosts })
+        let hosts = Self { switch, hosts };
+        let ports: Vec<_> = hosts.ports().collect();
+        hosts.switch.links(async |links| links.wait_operational(&ports).await)?;
+        Ok(hosts)
     }
 
     /// Names of the switch's ports, in the order of the hosts.

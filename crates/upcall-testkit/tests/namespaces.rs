@@ -29,6 +29,7 @@ fn wire(ipv6: bool) -> (NetNs, NetNs) {
     })
     .unwrap();
     b.links(async |links| links.up("b0").await).unwrap();
+    a.links(async |links| links.wait_operational(&["a0"]).await).unwrap();
     (a, b)
 }
 
@@ -60,7 +61,7 @@ fn a_new_namespace_has_lo_up_and_nothing_else() {
     let ns = NetNs::new("bare").unwrap();
     let links = ns.links(async |links| links.list().await).unwrap();
     let lo = links.iter().find(|link| link.name == "lo").expect("lo");
-    assert!(lo.up);
+    assert!(lo.up && !lo.operational, "the loopback device reports no operational state");
     // Fallback tunnel devices (sit0, tunl0) appear where their modules are loaded; they are down.
     assert!(links.iter().all(|link| link.name == "lo" || !link.up), "{links:?}");
 }

@@ -27,6 +27,10 @@ struct State {
     log_lines_dropped: u64,
     stats: Option<Stats>,
     ready: bool,
+    /// Times that it said it reloads, and that it is done with that.
+    reloads: (u64, u64),
+    /// Times that it said it is alive.
+    alive: u64,
     stopped: bool,
     /// The file-descriptor store of a service manager: name and descriptor.
     stored: Vec<(String, OwnedFd)>,
@@ -50,6 +54,14 @@ impl Captured {
 
     pub(super) fn is_ready(&self) -> bool {
         self.state().ready
+    }
+
+    pub(super) fn alive(&self) -> u64 {
+        self.state().alive
+    }
+
+    pub(super) fn reloads(&self) -> (u64, u64) {
+        self.state().reloads
     }
 
     pub(super) fn stop(&self) {
@@ -125,6 +137,14 @@ impl Captured {
         let name = name.map(|name| String::from_utf8_lossy(name).into_owned()).unwrap_or_default();
         let mut state = self.state();
         state.ready |= says("READY=1");
+        let at = lines.iter().find_map(|line| line.strip_prefix(b"MONOTONIC_USEC="));
+        if says("RELOADING=1") && at.is_some_and(|at| at.iter().all(u8::is_ascii_digit)) {
+            state.reloads.0 += 1;
+        }
+        if says("READY=1") {
+            state.reloads.1 = state.reloads.0;
+        }
+        state.alive += u64::from(says("WATCHDOG=1"));
         if says("FDSTOREREMOVE=1") {
             state.stored.retain(|(stored, _)| *stored != name);
         }

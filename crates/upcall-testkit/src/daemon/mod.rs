@@ -24,10 +24,13 @@ use crate::wait::{wait_for, wait_until};
 
 use capture::Captured;
 pub use rustix::process::Signal;
-pub use stats::Stats;
+pub use stats::{Quantiles, ShedPort, Stats};
 
 /// The variable that names the binary to test.
 pub const UPCALLD_BIN: &str = "UPCALLD_BIN";
+
+/// Name of the control socket in the daemon's directory.
+const CONTROL: &str = "ctl";
 
 /// How long a daemon may take to be ready: much, because a guest kernel may be emulated.
 pub const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -43,6 +46,7 @@ pub struct UpcalldBuilder {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     adopted: Vec<Arc<OwnedFd>>,
+    control: bool,
 }
 
 impl UpcalldBuilder {
@@ -53,6 +57,7 @@ impl UpcalldBuilder {
             arguments: vec!["run".into()],
             environment: Vec::new(),
             adopted: Vec::new(),
+            control: true,
         };
         builder.option("--datapath", datapath)
     }
@@ -61,6 +66,13 @@ impl UpcalldBuilder {
     #[must_use]
     pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
         self.program = Some(path.into());
+        self
+    }
+
+    /// For a program that has no control socket.
+    #[must_use]
+    pub fn without_control(mut self) -> Self {
+        self.control = false;
         self
     }
 
@@ -156,6 +168,10 @@ impl UpcalldBuilder {
         let mut command = self.command()?;
         command.env("NOTIFY_SOCKET", &path).env_remove("LISTEN_FDS").env_remove("LISTEN_PID");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Daemons of several namespaces would meet in the usual directory.
+        if self.control && !self.arguments.iter().any(|argument| argument == "--control") {
+            command.arg("--control").arg(directory.path().join(CONTROL));
+        }
         // A group of its own: Ctrl-C at a terminal reaches the guard, which then stops the daemon.
         command.process_group(0);
         let inherited = self.inheritable()?;
@@ -207,7 +223,7 @@ pub struct Upcalld {
     pid: Pid,
     captured: Arc<Captured>,
     readers: Vec<JoinHandle<()>>,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl fmt::Debug for Upcalld {
@@ -226,7 +242,7 @@ impl Upcalld {
         let captured = Arc::new(Captured::default());
         let pid = Pid::from_child(&child);
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let mut daemon = Self { child, pid, captured, readers: Vec::new(), _directory: directory };
+        let mut daemon = Self { child, pid, captured, readers: Vec::new(), directory };
         daemon.read("notify", move |captured| captured.read_notifications(&notify))?;
         daemon.read("stderr", move |captured| captured.read_log(stderr))?;
         daemon.read("stdout", move |captured| captured.read_stats(stdout))?;
@@ -274,6 +290,22 @@ impl Upcalld {
     /// [`Error::System`] when they cannot be copied.
     pub fn stored_sockets(&self) -> Result<Vec<OwnedFd>> {
         self.captured.stored().map_err(Error::system("copy the stored sockets"))
+    }
+
+    /// How often it told its service manager that it is alive (`WATCHDOG=1`).
+    pub fn alive(&self) -> u64 {
+        self.captured.alive()
+    }
+
+    /// How often it told its service manager that it reloads its configuration (`RELOADING=1`, with
+    /// the time), and how many of these it has ended (`READY=1`).
+    pub fn reloads(&self) -> (u64, u64) {
+        self.captured.reloads()
+    }
+
+    /// Its control socket, unless the test placed it elsewhere.
+    pub fn control(&self) -> PathBuf {
+        self.directory.path().join(CONTROL)
     }
 
     /// Process id.

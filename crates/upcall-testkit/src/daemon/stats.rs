@@ -1,5 +1,7 @@
 //! The statistics that `upcalld run --stats INTERVAL` prints.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// One line of statistics. Fields that the daemon does not print are 0 or empty; fields that this
@@ -54,16 +56,71 @@ pub struct Stats {
     pub lost_no_socket: u64,
     /// Times the dispatch mode or table was set right after somebody changed it.
     pub repairs: u64,
+    /// Ports that lost their interface.
+    pub ports_vanished: u64,
+    /// Upcalls lost with a predecessor that was killed, at most.
+    pub crash_lost: u64,
     /// CPUs that share another one's socket.
     pub cpus_sharing: u64,
     /// Upcalls refused for want of room.
     pub shed: u64,
+    /// Of these, over the rate of their port or its class.
+    pub shed_rate: u64,
+    /// Of these, over the places of their port in the queue.
+    pub shed_quota: u64,
+    /// What was shed of each port.
+    pub shed_ports: Vec<ShedPort>,
     /// Upcalls that made no sense.
     pub malformed: u64,
     /// Messages that are no upcalls of this datapath.
     pub foreign: u64,
+    /// Upcalls that storm shields refused, by estimate.
+    pub shield_refused: u64,
+    /// Sockets with a storm shield up.
+    pub sockets_shielded: u64,
+    /// Ports that storm shields are up against.
+    pub ports_shielded: u64,
     /// Upcalls of a flow read after the flow was installed.
     pub install_stragglers: u64,
+    /// Upcalls by another socket than the one before of their flow that had not to wait.
+    pub lane_hops: u64,
+    /// Upcalls that waited for another socket or a worker.
+    pub lane_queued: u64,
+    /// Fences given up after their time.
+    pub fence_timeouts: u64,
+    /// Fences given up for want of room.
+    pub fences_without_room: u64,
     /// Ethernet addresses learned now.
     pub macs: u64,
+    /// How long each stage of an upcall's way took, of those that were measured.
+    pub latency_ns: BTreeMap<String, Quantiles>,
+}
+
+/// What was shed of a port, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShedPort {
+    /// Its number.
+    pub port: Option<u32>,
+    /// For want of room.
+    pub no_room: u64,
+    /// Over its places in the queue.
+    pub quota: u64,
+    /// Over its rate.
+    pub rate: u64,
+}
+
+/// Nanoseconds that so many of a hundred did not exceed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quantiles {
+    /// Measured.
+    pub count: u64,
+    /// Half of them.
+    pub p50: Option<u64>,
+    /// 90 of a hundred.
+    pub p90: Option<u64>,
+    /// 99 of a hundred.
+    pub p99: Option<u64>,
+    /// 999 of a thousand.
+    pub p999: Option<u64>,
 }

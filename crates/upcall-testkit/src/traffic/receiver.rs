@@ -79,20 +79,31 @@ impl Receiver {
         self.shared.with(|tally| tally.totals())
     }
 
-    /// Waits until `packets` have been received, duplicates included.
+    /// Waits until `packets` have been received, duplicates included; at most for as long as no more
+    /// than `patience` passes without one.
     ///
     /// # Errors
     /// [`Error::Timeout`] that says how many have.
-    pub fn wait_received(&self, packets: u64, timeout: Duration) -> Result<()> {
+    pub fn wait_received(&self, packets: u64, patience: Duration) -> Result<()> {
         let what = format!("{packets} packets");
-        let enough = || self.totals().received >= packets;
-        wait_until(&what, timeout, enough).map_err(|error| match error {
-            Error::Timeout { what, waited } => {
-                let what = format!("{what} (there are {:?})", self.totals());
-                Error::Timeout { what, waited }
+        let mut before = self.totals().received;
+        loop {
+            let waited = wait_until(&what, patience, || {
+                let received = self.totals().received;
+                received >= packets || received > before
+            });
+            let totals = self.totals();
+            if totals.received >= packets {
+                return Ok(());
             }
-            other => other,
-        })
+            before = totals.received;
+            waited.map_err(|error| match error {
+                Error::Timeout { what, waited } => {
+                    Error::Timeout { what: format!("{what} (there are {totals:?})"), waited }
+                }
+                other => other,
+            })?;
+        }
     }
 
     /// Ends the thread and gives its tally. What is in the socket by then has been read.

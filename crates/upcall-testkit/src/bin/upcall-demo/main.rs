@@ -38,6 +38,9 @@ struct Args {
     /// What upcalld installs: wildcard, exact or never
     #[arg(long, value_name = "WHAT")]
     install: Option<String>,
+    /// Print the screen of `upcalld top` in the midst of the traffic, as SVG
+    #[arg(long, hide = true)]
+    picture: bool,
     /// Print one JSON object as the last line of standard output
     #[arg(long)]
     json: bool,

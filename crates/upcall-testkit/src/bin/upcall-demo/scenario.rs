@@ -1,5 +1,6 @@
 //! What the demo does, in order: build, start, ping, load, stop, count.
 
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
@@ -52,7 +53,12 @@ pub(crate) fn run(args: &Args, stop: &AtomicBool, live: &mut Live) -> Result<Out
     let started = Instant::now();
     let deadline = started + Duration::from_secs(args.seconds.into());
     let load = Load::new(&hosts, &receivers, stop, deadline);
+    let picture = args.picture.then(|| picture(args, &daemon)).transpose()?;
     load_hosts(&hosts, &load, &receivers, &mut daemon, stop, live)?;
+    if let Some(top) = picture {
+        let shown = top.wait_with_output().context("cannot read what top shows")?;
+        println!("{}", String::from_utf8_lossy(&shown.stdout));
+    }
     let traffic = started.elapsed();
     // What is not there by then is lost, and counted so.
     let arrived = || sum(&receivers).received >= load.sent();
@@ -69,6 +75,14 @@ pub(crate) fn run(args: &Args, stop: &AtomicBool, live: &mut Live) -> Result<Out
         refused = refused + udp_counters(&host.ns)?;
     }
     Ok(Outcome { pings, tallies, sent, refused, traffic, stats, exit })
+}
+
+/// Begins to look at the daemon, for as long as half of the traffic.
+fn picture(args: &Args, daemon: &Upcalld) -> Result<Child> {
+    let interval = format!("{}ms", u32::from(args.seconds) * 500);
+    let mut top = Command::new(&args.upcalld);
+    top.args(["top", "--picture", "--interval", &interval, "--control"]).arg(daemon.control());
+    top.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().context("cannot run upcalld top")
 }
 
 fn start(args: &Args, hosts: &Hosts) -> Result<Upcalld, Error> {
