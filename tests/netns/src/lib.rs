@@ -8,13 +8,16 @@
 //! says. `SKIP-OK` is for what cannot be asked at all.
 
 mod bench;
+mod ctl;
 mod fabric;
 mod lab;
+pub mod traffic;
 
 use std::io::Write as _;
 use std::time::Duration;
 
 pub use bench::{Bench, Got, bench, bench_with};
+pub use ctl::{ctl, ctl_at, ctl_json};
 pub use fabric::Fabric;
 pub use lab::{DATAPATH, FlowText, Lab, flows_of};
 
@@ -46,8 +49,13 @@ pub fn modes() -> &'static [&'static str] {
 /// Reports, past the capture of libtest, that this guest or kernel lacks by design what `test` is
 /// about.
 pub fn skip_ok(test: &str, reason: &str) {
+    tell(&format!("SKIP-OK {test}: {reason}"));
+}
+
+/// Prints a line past the capture of libtest: figures of a test that passes are for people.
+pub fn tell(line: &str) {
     // Without a standard error there is nobody to tell.
-    let _nobody = writeln!(std::io::stderr(), "SKIP-OK {test}: {reason}");
+    let _nobody = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The Ethernet address of an invented station; no host has it.

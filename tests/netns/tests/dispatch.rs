@@ -1,11 +1,15 @@
 //! Which socket an upcall goes to, and what becomes of it when the socket cannot take it.
 #![allow(missing_docs, reason = "a test binary")]
 
+use std::sync::{Arc, Condvar, Mutex};
+
 use anyhow::{Context as _, ensure};
 use netlink_io::Socket;
 use netns_tests::{Bench, Lab, SOON, TestResult, bench, has_per_cpu, since, skip_ok, station};
 use ovs_features::{DispatchMode, cpu};
-use upcall_testkit::{Frame, Hosts, raw::ETHERTYPE_EXPERIMENTAL, wait_until};
+use upcall::{Dispatch, Dispatcher, Handler, InstallPolicy, Shape, Upcall, Verdict};
+use upcall_testkit::topology::HOST_LINK;
+use upcall_testkit::{Frame, Hosts, RawSocket, raw::ETHERTYPE_EXPERIMENTAL, wait_until};
 
 fn frame(number: u8) -> Vec<u8> {
     Frame::new(station(1), station(2)).raw(ETHERTYPE_EXPERIMENTAL, &[number; 46])
@@ -145,6 +149,100 @@ fn an_overflow_leaves_no_latch() -> TestResult {
         ensure!(last.upcall().packet == frame(1), "the packet after the overflow came up");
         Ok(())
     })
+}
+
+/// Answers an upcall for each permit, and waits for the next one.
+#[derive(Clone, Default)]
+struct Turnstile(Arc<(Mutex<Turns>, Condvar)>);
+
+#[derive(Default)]
+struct Turns {
+    permits: usize,
+    /// Upcalls that came, the one that waits among them.
+    came: usize,
+}
+
+impl Turnstile {
+    fn let_pass(&self, upcalls: usize) {
+        self.0.0.lock().expect("nobody panics with it").permits += upcalls;
+        self.0.1.notify_all();
+    }
+
+    fn wait_came(&self, upcalls: usize) -> TestResult {
+        let came = || self.0.0.lock().expect("nobody panics with it").came;
+        wait_until("upcalls to come", SOON, || came() >= upcalls)?;
+        ensure!(came() == upcalls, "{} came instead of {upcalls}", came());
+        Ok(())
+    }
+}
+
+impl Handler for Turnstile {
+    fn upcall(&self, _: &Upcall<'_>, _: &mut Verdict) {
+        let (turns, moved) = &*self.0;
+        let mut turns = turns.lock().expect("nobody panics with it");
+        turns.came += 1;
+        while turns.permits == 0 {
+            turns = moved.wait(turns).expect("nobody panics with it");
+        }
+        turns.permits -= 1;
+    }
+}
+
+/// Contracts B3 and B4 from end to end: the losses of a full socket are told as such and as nothing else,
+/// exactly; and as soon as some of it is read, it takes that many again.
+#[test]
+fn an_overflow_is_counted_by_its_cause_and_ends_with_the_first_read() -> TestResult {
+    let modes: &[Dispatch] =
+        if has_per_cpu() { &[Dispatch::PerCpu, Dispatch::PerVport] } else { &[Dispatch::PerVport] };
+    for &dispatch in modes {
+        let hosts = Hosts::new(1)?;
+        // All from one CPU, so to one socket in either mode.
+        cpu::pin_to(0)?;
+        let link = RawSocket::sender(&hosts[0].ns, HOST_LINK)?;
+        hosts.switch.block_on(async || overflow(&hosts, &link, dispatch).await)??;
+    }
+    Ok(())
+}
+
+async fn overflow(hosts: &Hosts, link: &RawSocket, dispatch: Dispatch) -> TestResult {
+    cpu::pin_to(0)?;
+    let turnstile = Turnstile::default();
+    let shape =
+        Shape { dispatch, workers: Some(1), recv_buffer_bytes: 4 << 10, ..Shape::default() };
+    let builder = Dispatcher::builder(netns_tests::DATAPATH).ports(hosts.ports()).shape(shape);
+    let dispatcher = builder.install(InstallPolicy::Never).start(turnstile.clone()).await?;
+    let mut total = 0;
+    let mut send = |packets: u64| {
+        total += packets;
+        (0..packets).try_for_each(|_| link.send(&frame(0))).map(|()| total)
+    };
+    // The first waits in the handler; the others fill the socket, and more.
+    send(1)?;
+    turnstile.wait_came(1)?;
+    send(50)?;
+    let full = dispatcher.stats().await?;
+    ensure!(full.lost.full > 0 && full.lost.full < 50, "{full:?}");
+    only_full(&full)?;
+    // Three are read, so there is room for three.
+    turnstile.let_pass(3);
+    turnstile.wait_came(4)?;
+    send(3)?;
+    let after = dispatcher.stats().await?;
+    ensure!(after.lost == full.lost, "it has room and takes nothing: {full:?}, then {after:?}");
+    let all = send(50)?;
+    turnstile.let_pass(usize::MAX / 2);
+    let stats = dispatcher.stop().await?;
+    only_full(&stats)?;
+    ensure!(stats.ledger.balances() && stats.kernel.missed == all, "{all} sent: {stats:?}");
+    ensure!(stats.ledger.received + stats.lost.full == all, "{all} sent: {stats:?}");
+    Ok(())
+}
+
+/// The kernel's count of losses is that of full sockets.
+fn only_full(stats: &upcall::Stats) -> TestResult {
+    let full = upcall::LossByCause { full: stats.kernel.lost, ..Default::default() };
+    ensure!(stats.lost == full, "{stats:?}");
+    Ok(())
 }
 
 #[test]

@@ -206,7 +206,8 @@ fn a_configuration_that_is_missing_or_wrong() -> TestResult {
     refused(&hosts.switch, &missing, CONFIG, &words)?;
     let directory = tempfile::tempdir()?;
     let cases = [
-        ("port = ['p0']\n", ":1:1: ", "unknown field `port`"),
+        ("prots = ['p0']\n", ":1:1: ", "unknown field `prots`"),
+        ("port = ['p0']\n", ":1:8: ", "expected a map"),
         ("datapath = 'dp0'\nworkers = -1\n", ":2:11: ", "invalid value"),
         ("datapath = 'dp0'\n\nmac_age = '5 parsecs'\n", ":3:11: ", "expected a duration"),
         ("datapath = 'dp0\n", ":1:", "string"),
@@ -217,7 +218,7 @@ fn a_configuration_that_is_missing_or_wrong() -> TestResult {
         let name = file.display().to_string();
         let place = format!("{name}{at}");
         let daemon = builder().option("--config", &name);
-        refused(&hosts.switch, &daemon, CONFIG, &[&place, what, "config/upcalld.toml"])?;
+        refused(&hosts.switch, &daemon, CONFIG, &[&place, what, "upcalld check-config"])?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use ovs_datapath::Control;
 use ovs_wire::datapath::{Datapath, UserFeatures};
 use ovs_wire::vport::{Vport, VportType};
 use upcall_testkit::daemon::Signal;
-use upcall_testkit::{Frame, Hosts, NetNs, raw::ETHERTYPE_EXPERIMENTAL};
+use upcall_testkit::{Frame, Hosts, NetNs, raw::ETHERTYPE_EXPERIMENTAL, wait_until};
 
 fn frame(from: u8, to: u8) -> Vec<u8> {
     Frame::new(station(from), station(to)).raw(ETHERTYPE_EXPERIMENTAL, &[0; 46])
@@ -149,6 +149,19 @@ fn the_table_covers_every_possible_cpu() -> TestResult {
         ensure!(dp.per_cpu_pids.is_none());
         ensure!(ports.iter().all(|port| port.upcall_pids.len() == 1), "{ports:?}");
     }
+    lab.finish()?;
+    Ok(())
+}
+
+#[test]
+fn it_tells_the_watchdog_that_it_is_alive() -> TestResult {
+    // Every 200 ms at least; it is told twice as often.
+    let lab = Lab::start(Hosts::new(2)?, |builder| builder.env("WATCHDOG_USEC", "200000"))?;
+    wait_until("ten signs of life", SOON, || lab.daemon.alive() >= 10)?;
+    lab.finish()?;
+    let lab = Lab::start(Hosts::new(2)?, |builder| builder)?;
+    lab.daemon.wait_stats("counters", SOON, |_| true)?;
+    ensure!(lab.daemon.alive() == 0, "nobody asked for it");
     lab.finish()?;
     Ok(())
 }

@@ -4,6 +4,7 @@
 
 mod aging;
 mod handlers;
+mod latency;
 mod lifecycle;
 mod order;
 mod switch;

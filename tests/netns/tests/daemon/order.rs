@@ -1,11 +1,11 @@
 //! Order of packets while their flow is set up (contract O1 and O3).
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::ensure;
 use netns_tests::{Lab, SOON, TestResult, modes};
 use ovs_features::cpu;
+use upcall_testkit::topology::HOST_LINK;
 use upcall_testkit::traffic::{Plan, Receiver, UdpFlows};
 use upcall_testkit::{Hosts, PingPlan, Totals, ping};
 
@@ -21,8 +21,7 @@ fn a_burst_that_sets_its_flow_up_arrives_in_order() -> TestResult {
             let lab =
                 Lab::start(Hosts::new(2)?, |builder| builder.dispatch(mode).install(install))?;
             // Both hosts know each other: the bursts find no flow, but no ARP either.
-            let plan =
-                PingPlan { count: 2, timeout: Duration::from_secs(5), ..PingPlan::default() };
+            let plan = PingPlan { count: 2, ..PingPlan::default() };
             let pings = ping::ping(&lab.hosts[0].ns, lab.hosts[1].ip4, &plan)?;
             ensure!(pings.answered > 0, "{pings:?}");
             let totals = bursts(&lab.hosts)?;
@@ -45,6 +44,7 @@ fn a_burst_that_sets_its_flow_up_arrives_in_order() -> TestResult {
 
 fn bursts(hosts: &Hosts) -> anyhow::Result<Totals> {
     let to = SocketAddr::from((hosts[1].ip4, 7000));
+    hosts[1].ns.receive_on(HOST_LINK, 0)?;
     let receiver = Receiver::udp(&hosts[1].ns, to)?;
     let mut flows = UdpFlows::open(&hosts[0].ns, to, 0, FLOWS)?;
     let cpus = cpu::usable()?;

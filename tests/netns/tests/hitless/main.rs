@@ -2,4 +2,4 @@
 
 mod changes;
 mod host;
-mod traffic;
+mod placement;
