@@ -22,6 +22,8 @@ pub(crate) enum Choice {
     Tcg,
     /// Hardware
     Kvm,
+    /// Emulation whose clock counts instructions, all CPUs in turn: times do not depend on the host
+    Instructions,
 }
 
 pub(crate) fn choose(choice: Choice, stress: bool, kernel: &Kernel) -> Result<Accel> {
@@ -29,6 +31,7 @@ pub(crate) fn choose(choice: Choice, stress: bool, kernel: &Kernel) -> Result<Ac
     Ok(match choice {
         Choice::Auto if !stress && hardware_works(kernel)? => Accel::Kvm,
         Choice::Kvm => Accel::Kvm,
+        Choice::Instructions => Accel::Instructions,
         Choice::Auto | Choice::Tcg => tcg,
     })
 }
@@ -48,7 +51,8 @@ fn hardware_works(kernel: &Kernel) -> Result<bool> {
         return Ok(answer == "works");
     }
     say!("/dev/kvm is here: trying to boot {} with it", kernel.release);
-    let shape = Shape { smp: 1, memory_mb: 512, accel: Accel::Kvm, limit: TRIAL };
+    let shape =
+        Shape { smp: 1, memory_mb: 512, accel: Accel::Kvm, limit: TRIAL, append: String::new() };
     let guest = Guest { kernel, shape, files: Vec::new(), debian: None, jobs: Vec::new() };
     let works = guest.run(&mut |_| {}).is_ok();
     let answer = if works { "works" } else { "fails" };

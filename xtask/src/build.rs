@@ -17,6 +17,7 @@ pub(crate) const MUSL: &str = "x86_64-unknown-linux-musl";
 pub(crate) struct Built {
     pub(crate) package: String,
     pub(crate) name: String,
+    pub(crate) is_example: bool,
     pub(crate) file: PathBuf,
 }
 
@@ -41,6 +42,25 @@ pub(crate) fn binaries(packages: &[&str], target: Option<&str>) -> Result<Vec<Bu
         command.args(["--package", package]);
     }
     executables(command, target)
+}
+
+/// The daemon and the library's examples, for `target` or this machine: what tests run. In one build,
+/// because what they share is then built once.
+pub(crate) fn products(target: Option<&str>) -> Result<Vec<Built>> {
+    let mut command = cmd::cargo();
+    command.args(["build", "--bins", "--examples", "--package", "upcalld", "--package", "upcall"]);
+    command.args(PROFILE);
+    executables(command, target)
+}
+
+/// Binaries of packages as users get them, static for a guest: what is measured.
+pub(crate) fn release_binaries(packages: &[&str]) -> Result<Vec<Built>> {
+    let mut command = cmd::cargo();
+    command.args(["build", "--bins", "--release"]);
+    for package in packages {
+        command.args(["--package", package]);
+    }
+    executables(command, Some(MUSL))
 }
 
 /// The test binaries of a package, in the order of their names.
@@ -79,7 +99,9 @@ pub(crate) fn executables(mut command: Command, target: Option<&str>) -> Result<
 fn executable(artifact: Artifact) -> Option<Built> {
     let file = artifact.executable?.into_std_path_buf();
     // Beside each integration test cargo also builds the package's programs.
-    let wanted = artifact.profile.test || artifact.target.kind.contains(&TargetKind::Bin);
+    let is_example = artifact.target.kind.contains(&TargetKind::Example);
+    let is_program = is_example || artifact.target.kind.contains(&TargetKind::Bin);
+    let wanted = artifact.profile.test || is_program;
     // `path+file:///…/tests/netns#netns-tests@0.1.0`, or `…/crates/upcalld#0.1.0`.
     let id = artifact.package_id.repr;
     let (path, fragment) = id.rsplit_once('#')?;
@@ -87,7 +109,7 @@ fn executable(artifact: Artifact) -> Option<Built> {
         || path.rsplit('/').next().unwrap_or_default().to_owned(),
         |(name, _)| name.to_owned(),
     );
-    wanted.then_some(Built { package, name: artifact.target.name, file })
+    wanted.then_some(Built { package, name: artifact.target.name, is_example, file })
 }
 
 /// A copy without debug information, for the initramfs; the file itself where `strip` is missing.

@@ -9,9 +9,39 @@ use anyhow::{Context, Result};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-const SUITE: &str = "trixie";
+/// A choice of programs from one suite.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Programs {
+    suite: &'static str,
+    packages: &'static [&'static str],
+    /// What of them is left out beside [`LEFT_OUT`].
+    left_out: &'static [&'static str],
+    /// Directory of the cache: an older archive of the same choice is thrown away.
+    home: &'static str,
+}
+
+/// What tests talk to: tools, without the peer's daemons.
+const TOOLS: Programs =
+    Programs { suite: "trixie", packages: PACKAGES, left_out: DAEMONS, home: "debian" };
+
+/// The peer itself, `ovs-vswitchd`, in the version that was current with this line of kernels.
+pub(crate) fn peer(line: &str) -> Programs {
+    let (suite, home) =
+        if line == "7" { ("forky", "peer-forky") } else { ("trixie", "peer-trixie") };
+    Programs { suite, packages: PEER_PACKAGES, left_out: &[], home }
+}
+
+const PEER_PACKAGES: &[&str] = &[
+    "busybox-static",
+    "dash",
+    "iproute2",
+    "openvswitch-common",
+    "openvswitch-switch",
+    "util-linux",
+];
 const PACKAGES: &[&str] = &[
     "busybox-static",
+    "curl",
     "dash",
     "ethtool",
     "iperf3",
@@ -34,16 +64,11 @@ const LEFT_OUT: &[&str] = &[
     "usr/lib/python3",
     "usr/lib/udev",
     "usr/lib/locale",
-    "usr/sbin/ovs-vswitchd",
-    "usr/lib/openvswitch-switch",
     "usr/bin/perl",
     "usr/bin/localedef",
     "usr/bin/openssl",
-    "usr/bin/ovs-vsctl",
-    "usr/bin/ovsdb",
     "usr/bin/systemctl",
     "usr/bin/systemd",
-    "usr/sbin/ovsdb",
     "usr/include",
     "usr/games",
     "var/",
@@ -54,6 +79,19 @@ const LEFT_OUT: &[&str] = &[
     "etc/hosts",
 ];
 
+/// Needed by the peer alone.
+const DAEMONS: &[&str] = &[
+    "usr/sbin/ovs-vswitchd",
+    "usr/lib/openvswitch-switch",
+    "usr/bin/ovs-vsctl",
+    "usr/bin/ovsdb",
+    "usr/sbin/ovsdb",
+    "usr/share/openvswitch",
+];
+
+/// Databases that programs read at run time, from the directories left out otherwise.
+const KEPT: &[&str] = &["usr/share/iproute2", "usr/share/openvswitch"];
+
 /// Small tools from busybox, where no package has brought its own. The shell is not among them: its
 /// would prefer busybox's `ip` and `ping` to the real ones.
 const APPLETS: &[&str] = &[
@@ -63,49 +101,61 @@ const APPLETS: &[&str] = &[
     "timeout", "top", "tr", "true", "uname", "wc",
 ];
 
-/// An initramfs archive with the programs, from the cache if it is there.
+/// An initramfs archive with the tools, from the cache if it is there.
 pub(crate) fn archive(origin: &Origin) -> Result<PathBuf> {
-    let path = cache::root()?.join("debian").join(file_name());
-    if path.exists() {
-        return Ok(path);
-    }
-    let _lock = cache::lock()?;
-    if !path.exists() {
-        make(origin, &path)?;
-    }
-    Ok(path)
+    TOOLS.archive(origin)
 }
 
-/// Another list of packages is another archive.
-fn file_name() -> String {
-    let words = PACKAGES.iter().chain(LEFT_OUT).chain(APPLETS);
-    let digest =
-        words.flat_map(|word| word.bytes()).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+impl Programs {
+    /// An initramfs archive with the programs, from the cache if it is there.
+    pub(crate) fn archive(&self, origin: &Origin) -> Result<PathBuf> {
+        let path = cache::root()?.join(self.home).join(self.file_name());
+        if path.exists() {
+            return Ok(path);
+        }
+        let _lock = cache::lock()?;
+        if !path.exists() {
+            self.make(origin, &path)?;
+        }
+        Ok(path)
+    }
+
+    /// Another list of packages is another archive.
+    fn file_name(&self) -> String {
+        let words =
+            [self.packages, LEFT_OUT, self.left_out, KEPT, APPLETS].into_iter().flatten().copied();
+        let digest = words.flat_map(str::bytes).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
-    format!("{SUITE}-{digest:016x}.cpio")
-}
-
-fn make(origin: &Origin, path: &Path) -> Result<()> {
-    let apt = Apt::open(&apt::archive(origin.archive.as_deref())?, SUITE)?;
-    let packages = apt.download_closure(PACKAGES)?;
-    say!("{SUITE}: unpacking {} packages", packages.len());
-    // Nothing of an older list of packages, or of an attempt that was interrupted.
-    let home = path.parent().context("a cache entry has a parent")?;
-    let _ = std::fs::remove_dir_all(home);
-    let tree = path.with_extension("tree");
-    cache::make_dir(&tree)?;
-    for package in &packages {
-        apt::unpack(package, &tree)?;
+        format!("{}-{digest:016x}.cpio", self.suite)
     }
-    let draft = path.with_extension("draft");
-    let mut archive = Archive::create(&draft)?;
-    archive.tree(&tree, &is_kept)?;
-    add_links(&mut archive, &tree)?;
-    archive.finish(None)?;
-    std::fs::rename(&draft, path)?;
-    std::fs::remove_dir_all(&tree)?;
-    apt.clean()
+
+    fn make(&self, origin: &Origin, path: &Path) -> Result<()> {
+        let apt = Apt::open(&apt::archive(origin.archive.as_deref())?, self.suite)?;
+        let packages = apt.download_closure(self.packages)?;
+        say!("{}: unpacking {} packages", self.suite, packages.len());
+        // Nothing of an older list of packages, or of an attempt that was interrupted.
+        let home = path.parent().context("a cache entry has a parent")?;
+        let _ = std::fs::remove_dir_all(home);
+        let tree = path.with_extension("tree");
+        cache::make_dir(&tree)?;
+        for package in &packages {
+            apt::unpack(package, &tree)?;
+        }
+        let draft = path.with_extension("draft");
+        let mut archive = Archive::create(&draft)?;
+        archive.tree(&tree, &|path| self.is_kept(path))?;
+        add_links(&mut archive, &tree)?;
+        archive.finish(None)?;
+        std::fs::rename(&draft, path)?;
+        std::fs::remove_dir_all(&tree)?;
+        apt.clean()
+    }
+
+    fn is_kept(&self, path: &str) -> bool {
+        let begins = |list: &[&str]| list.iter().any(|prefix| path.starts_with(prefix));
+        !begins(self.left_out) && (begins(KEPT) || path == "usr/share" || !begins(LEFT_OUT))
+    }
 }
 
 fn add_links<W: Write>(archive: &mut Archive<W>, tree: &Path) -> Result<()> {
@@ -123,12 +173,6 @@ fn add_links<W: Write>(archive: &mut Archive<W>, tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Databases that programs read at run time stay, from the directories left out otherwise.
-fn is_kept(path: &str) -> bool {
-    let needed = path.starts_with("usr/share/iproute2") || path == "usr/share";
-    needed || !LEFT_OUT.iter().any(|prefix| path.starts_with(prefix))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,10 +182,19 @@ mod tests {
         for path in
             ["usr/bin/ovs-dpctl", "usr/lib/x86_64-linux-gnu/libc.so.6", "usr/bin", "usr/lib"]
         {
-            assert!(is_kept(path), "{path}");
+            assert!(TOOLS.is_kept(path), "{path}");
         }
         for path in ["usr/share/doc", "usr/bin/perl5.40", "var/lib", "usr/lib/systemd/systemd"] {
-            assert!(!is_kept(path), "{path}");
+            assert!(!TOOLS.is_kept(path), "{path}");
         }
+    }
+
+    #[test]
+    fn the_daemons_come_with_the_peer_alone() {
+        for path in ["usr/lib/openvswitch-switch/ovs-vswitchd", "usr/sbin/ovsdb-server"] {
+            assert!(peer("6.12").is_kept(path), "{path}");
+            assert!(!TOOLS.is_kept(path), "{path}");
+        }
+        assert!(peer("7").is_kept("usr/share/openvswitch/vswitch.ovsschema"));
     }
 }

@@ -1,11 +1,13 @@
 //! `cargo xtask demo`: the main job before your eyes, on a real kernel.
 
 use crate::cmd::say;
-use crate::guest::{self, Guest};
+use crate::guest::{self, Guest, Shape};
+use crate::kernels::{Kernel, Origin};
+
 use crate::vm::{self, MachineArgs};
-use crate::{build, host, kernels::Origin, setup};
+use crate::{build, host, setup};
 use anyhow::{Context, Result};
-use guest_init::protocol::Job;
+use guest_init::protocol::{Frame, Job};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +15,8 @@ use std::time::{Duration, Instant};
 const PACKAGES: [&str; 2] = ["upcalld", "upcall-testkit"];
 const DEMO: &str = "upcall-demo";
 const DAEMON: &str = "upcalld";
+/// Where the daemon is in a guest.
+pub(crate) const GUEST_DAEMON: &str = "/bin/upcalld";
 
 /// `cargo xtask demo`
 #[derive(Debug, clap::Args)]
@@ -69,24 +73,34 @@ fn here(args: &Args) -> Result<i32> {
 }
 
 fn in_guest(args: &Args) -> Result<i32> {
-    setup::for_guests()?;
-    let kernels = vm::chosen(args.kernel.as_deref().unwrap_or("6.12"), &args.origin)?;
+    let (kernel, begun) = (args.kernel.as_deref().unwrap_or("6.12"), Instant::now());
+    let kernels = vm::chosen(kernel, &args.origin)?;
     let kernel = kernels.first().context("no kernel named")?;
+    let shape = args.machine.shape(kernel, args.timeout)?;
+    let status = show(kernel, shape, args.arguments(GUEST_DAEMON), &mut vm::pass_through)?;
+    say!("done {:.1} s after the start", begun.elapsed().as_secs_f64());
+    Ok(status)
+}
+
+/// Runs the demo in a machine with this kernel; gives its exit status.
+pub(crate) fn show(
+    kernel: &Kernel,
+    shape: Shape,
+    arguments: Vec<String>,
+    sink: &mut dyn FnMut(&Frame),
+) -> Result<i32> {
+    setup::for_guests()?;
     let (demo, daemon) = programs(Some(build::MUSL))?;
     let small = build::target_dir()?.join("stripped");
     let files = vec![
         (build::stripped(&demo, &small)?, format!("/bin/{DEMO}")),
-        (build::stripped(&daemon, &small)?, format!("/bin/{DAEMON}")),
+        (build::stripped(&daemon, &small)?, GUEST_DAEMON.to_owned()),
     ];
-    let mut command = vec![format!("/bin/{DEMO}")];
-    command.extend(args.arguments(&format!("/bin/{DAEMON}")));
-    let job = Job { argv: command, env: guest::environment(false), limit_s: 0 };
-    let shape = args.machine.shape(kernel, args.timeout)?;
+    let argv = std::iter::once(format!("/bin/{DEMO}")).chain(arguments).collect();
+    let job = Job { argv, env: guest::environment(false), limit_s: 0 };
     say!("booting {} in QEMU", kernel.release);
-    let begun = Instant::now();
     let guest = Guest { kernel, shape, files, debian: None, jobs: vec![job] };
-    let report = guest.run(&mut vm::pass_through)?;
-    say!("done {:.1} s after the start of QEMU", begun.elapsed().as_secs_f64());
+    let report = guest.run(sink)?;
     report.statuses.first().copied().context("the demo did not end")
 }
 

@@ -19,6 +19,8 @@ pub(crate) struct Shape {
     pub(crate) memory_mb: u32,
     pub(crate) accel: Accel,
     pub(crate) limit: Duration,
+    /// More of the kernel's command line.
+    pub(crate) append: String,
 }
 
 /// A guest to boot.
@@ -41,6 +43,12 @@ pub(crate) struct Report {
     pub(crate) took: Duration,
 }
 
+/// Where the library's examples are in a guest.
+pub(crate) const EXAMPLES: &str = "/examples";
+
+/// Tells a job that the guest's CPUs take turns, so that what is parallel cannot be measured.
+const TURNS_VAR: &str = "UPCALL_TEST_CPUS_TAKE_TURNS";
+
 /// A job's environment: nothing of this machine but what was asked for.
 pub(crate) fn environment(debian: bool) -> Vec<(String, String)> {
     let mut env: Vec<(String, String)> = [
@@ -50,6 +58,7 @@ pub(crate) fn environment(debian: bool) -> Vec<(String, String)> {
         ("LC_ALL", "C"),
         ("RUST_BACKTRACE", "1"),
         ("UPCALLD_BIN", "/bin/upcalld"),
+        ("UPCALL_EXAMPLES", EXAMPLES),
         ("UPCALL_TEST_GUEST", "1"),
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
@@ -61,9 +70,12 @@ pub(crate) fn environment(debian: bool) -> Vec<(String, String)> {
     env
 }
 
-/// Settings that a distribution's init would have made.
+/// Settings that a distribution's init would have made; and room for the packets that a CPU has received
+/// and not looked at, because an emulated one on a busy machine takes its time.
 fn sysctls() -> Vec<(String, String)> {
-    vec![("net/ipv4/ping_group_range".to_owned(), "0 2147483647".to_owned())]
+    [("net/ipv4/ping_group_range", "0 2147483647"), ("net/core/netdev_max_backlog", "100000")]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
 }
 
 impl Guest<'_> {
@@ -88,10 +100,11 @@ impl Guest<'_> {
             memory_mb: self.shape.memory_mb,
             accel: self.shape.accel,
             limit: self.shape.limit,
+            append: &self.shape.append,
         };
         self.pack(&machine.initrd, dir)?;
         let first = self.boot(&machine, on_frame);
-        let crashed = self.shape.accel == Accel::TcgMulti
+        let crashed = matches!(self.shape.accel, Accel::TcgMulti | Accel::TcgPinned)
             && first.is_err()
             && console::is_emulator_crash(&read_log(&machine.console));
         if crashed {
@@ -114,7 +127,15 @@ impl Guest<'_> {
         let init = build::guest_binaries(&["guest-init"])?;
         let init = init.first().context("guest-init was not built")?;
         archive.copy(&build::stripped(&init.file, dir)?, "init")?;
-        let mut plan = Plan { sysctls: sysctls(), jobs: self.jobs.clone(), ..Plan::default() };
+        let mut jobs = self.jobs.clone();
+        if self.shape.accel == Accel::TcgSingle {
+            // A CPU that has work keeps the others waiting for milliseconds.
+            let turns = (TURNS_VAR.to_owned(), "1".to_owned());
+            for job in &mut jobs {
+                job.env.push(turns.clone());
+            }
+        }
+        let mut plan = Plan { sysctls: sysctls(), jobs, ..Plan::default() };
         for module in self.kernel.load_order()? {
             let path = format!("/ko/{}.ko", module.name);
             archive.copy(&module.file, &path)?;

@@ -3,7 +3,10 @@
 //! A test says that it could not run with a line `SKIP name: reason`, and that this kernel lacks the
 //! thing by design with `SKIP-OK name: reason`; libtest counts both as passed, we do not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+
+/// Lines of a failed test that are repeated at the end of a run.
+const WORDS_MAX: usize = 30;
 
 /// What became of a test.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +70,10 @@ pub(crate) struct Parser {
     skips: BTreeMap<String, (String, bool)>,
     current: Option<String>,
     in_failures: bool,
+    in_successes: bool,
+    /// Whose words the next lines are, and the last of them: what a failure is explained with.
+    speaker: Option<String>,
+    words: VecDeque<String>,
     expected: Option<usize>,
     /// Where the tests come from, put before their names.
     prefix: String,
@@ -77,9 +84,10 @@ impl Parser {
         Self { prefix: prefix.to_owned(), ..Self::default() }
     }
 
-    /// One line of stdout.
-    pub(crate) fn line(&mut self, line: &str) {
+    /// One line of stdout. `false` if it repeats what a test said that passed: only its skips matter.
+    pub(crate) fn line(&mut self, line: &str) -> bool {
         let line = line.trim_end();
+        let repeats = self.in_successes;
         if let Some(rest) = line.strip_prefix("running ")
             && let Some(number) = rest.strip_suffix(" tests").or(rest.strip_suffix(" test"))
         {
@@ -91,16 +99,43 @@ impl Parser {
         {
             let name = name.trim_end_matches(" - should panic").to_owned();
             self.running.insert(name.clone(), Outcome::Passed);
-            self.current = Some(name);
+            self.current = Some(name.clone());
+            self.speaks(Some(name));
             self.word(rest.trim_start());
+        } else if let Some(name) =
+            line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"))
+        {
+            self.speaks(Some(name.to_owned()));
         } else {
             self.word(line);
         }
+        !(repeats && self.in_successes)
     }
 
-    /// One line of stderr: only a skip is of interest there.
+    /// One line of stderr: a skip, or words of the test that runs.
     pub(crate) fn error_line(&mut self, line: &str) {
-        self.skip(line.trim());
+        if !self.skip(line.trim()) {
+            self.keep(line);
+        }
+    }
+
+    fn keep(&mut self, words: &str) {
+        if self.words.len() == WORDS_MAX {
+            self.words.pop_front();
+        }
+        self.words.push_back(words.trim_end().to_owned());
+    }
+
+    /// From here on it is another test that speaks: what the last one said explains its failure.
+    fn speaks(&mut self, next: Option<String>) {
+        let words = std::mem::take(&mut self.words);
+        let last = std::mem::replace(&mut self.speaker, next);
+        if let Some(Outcome::Failed(why)) = last.and_then(|last| self.running.get_mut(&last)) {
+            for line in words.iter().filter(|line| !line.is_empty()) {
+                why.push_str("\n    ");
+                why.push_str(line);
+            }
+        }
     }
 
     /// The end of a line that began with a test's name, or a line by itself.
@@ -109,8 +144,11 @@ impl Parser {
             return;
         }
         match text {
-            "failures:" => self.in_failures = true,
-            "successes:" => self.in_failures = false,
+            "failures:" | "successes:" => {
+                self.speaks(None);
+                self.in_failures = text == "failures:";
+                self.in_successes = !self.in_failures;
+            }
             "ok" => self.current = None,
             "FAILED" => {
                 if let Some(name) = self.current.take() {
@@ -123,18 +161,20 @@ impl Parser {
                     self.running.insert(name, Outcome::Skipped { reason, by_design: true });
                 }
             }
-            _ if self.in_failures => {
+            _ if self.in_failures && self.speaker.is_none() => {
                 if let Some(name) = text.strip_prefix("    ") {
                     self.fail(name, "failed");
                 }
             }
-            _ => {}
+            _ => self.keep(text),
         }
     }
 
     /// Only a test that is known can be named in the list of failures: its details look alike.
     fn fail(&mut self, name: &str, why: &str) {
-        if let Some(outcome) = self.running.get_mut(name) {
+        if let Some(outcome) = self.running.get_mut(name)
+            && !matches!(outcome, Outcome::Failed(_))
+        {
             *outcome = Outcome::Failed(why.to_owned());
         }
     }
@@ -165,6 +205,7 @@ impl Parser {
     }
 
     fn settle(&mut self) {
+        self.speaks(None);
         for (name, outcome) in std::mem::take(&mut self.running) {
             // A test may be named in full or by its last part.
             let short = name.rsplit("::").next().unwrap_or(&name);
@@ -182,7 +223,8 @@ impl Parser {
             let outcome = Outcome::Skipped { reason, by_design };
             self.cases.push(Case { name: format!("{}{name}", self.prefix), outcome });
         }
-        (self.current, self.in_failures, self.expected) = (None, false, None);
+        (self.current, self.expected) = (None, None);
+        (self.in_failures, self.in_successes) = (false, false);
     }
 
     fn push(&mut self, name: &str, why: &str) {
@@ -216,7 +258,9 @@ mod tests {
 
     fn parse(text: &str, status: i32) -> Vec<Case> {
         let mut parser = Parser::new("");
-        text.lines().for_each(|line| parser.line(line));
+        for line in text.lines() {
+            parser.line(line);
+        }
         parser.finish(status)
     }
 
@@ -248,7 +292,8 @@ test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
     fn each_outcome_is_told_apart() {
         let cases = parse(NOCAPTURE, 101);
         assert_eq!(count(&cases), Counts { passed: 1, failed: 1, skipped: 3 });
-        assert!(matches!(named(&cases, "a::fails"), Outcome::Failed(_)));
+        let why = "failed\n    thread 'a::fails' panicked at x.rs:1:1:".to_owned();
+        assert_eq!(*named(&cases, "a::fails"), Outcome::Failed(why));
         let skip = |reason: &str, by_design| Outcome::Skipped { reason: reason.into(), by_design };
         assert_eq!(*named(&cases, "a::skips"), skip("no module", false));
         assert_eq!(*named(&cases, "old"), skip("5.10 has no per-CPU dispatch", true));
@@ -286,6 +331,11 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
 ";
         let cases = parse(text, 101);
         assert_eq!(count(&cases), Counts { passed: 0, failed: 1, skipped: 1 });
+        let why = "failed\n        indented words".to_owned();
+        assert_eq!(*named(&cases, "fails"), Outcome::Failed(why));
+        let mut parser = Parser::new("");
+        let shown: String = text.lines().filter(|line| parser.line(line)).collect();
+        assert!(shown.contains("indented words") && !shown.contains("not root"), "{shown}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! One QEMU: started, listened to, ended. It refuses to know what the frames mean.
 
+mod pin;
+
 use crate::cmd;
 use anyhow::{Context, Result, bail};
 use guest_init::protocol::{Decoder, Frame};
@@ -19,16 +21,31 @@ pub(crate) enum Accel {
     TcgSingle,
     /// A thread for each CPU: real races, and now and then an emulator crash in patched text.
     TcgMulti,
+    /// As [`Accel::TcgMulti`], each thread kept on a CPU of the host: what is measured is not the host's
+    /// scheduler.
+    TcgPinned,
+    /// A clock that is the number of instructions executed: an instruction takes 1 ns and idle time none,
+    /// so that times in the guest repeat. Several CPUs take turns, and each instruction takes time for all. `rep movs` and `cmpxchg16b` are turned
+    /// off, which the emulator does not count as hardware would run them.
+    Instructions,
     /// Hardware.
     Kvm,
 }
 
 impl Accel {
-    fn args(self) -> [&'static str; 4] {
+    fn args(self) -> &'static [&'static str] {
         match self {
-            Self::TcgSingle => ["-accel", "tcg,thread=single", "-cpu", "max"],
-            Self::TcgMulti => ["-accel", "tcg,thread=multi", "-cpu", "max"],
-            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            Self::TcgSingle => &["-accel", "tcg,thread=single", "-cpu", "max"],
+            Self::TcgMulti | Self::TcgPinned => &["-accel", "tcg,thread=multi", "-cpu", "max"],
+            Self::Instructions => &[
+                "-accel",
+                "tcg,thread=single",
+                "-icount",
+                "shift=0,sleep=off",
+                "-cpu",
+                "max,erms=off,fsrm=off,cx16=off",
+            ],
+            Self::Kvm => &["-accel", "kvm", "-cpu", "host"],
         }
     }
 }
@@ -44,6 +61,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) memory_mb: u32,
     pub(crate) accel: Accel,
     pub(crate) limit: Duration,
+    /// More of the kernel's command line.
+    pub(crate) append: &'a str,
 }
 
 /// How a machine ended.
@@ -74,10 +93,12 @@ impl Machine<'_> {
             Command::new(PROGRAM)
         };
         command.args(["-M", "q35", "-nodefaults", "-no-user-config", "-display", "none"]);
+        // Names of threads tell which of them is which CPU.
+        command.args(["-name", "guest,debug-threads=on"]);
         command.args(["-no-reboot", "-smp", &self.smp.to_string()]);
         command.args(["-m", &self.memory_mb.to_string()]).args(self.accel.args());
         command.arg("-kernel").arg(self.image).arg("-initrd").arg(&self.initrd);
-        command.args(["-append", KERNEL_ARGS]);
+        command.args(["-append", &format!("{KERNEL_ARGS} {}", self.append)]);
         command.arg("-chardev").arg(chardev("console", &self.console));
         command.args(["-serial", "chardev:console"]);
         command.arg("-chardev").arg(chardev("frames", Path::new("/dev/stdout")));
@@ -97,6 +118,9 @@ impl Machine<'_> {
             .spawn()
             .with_context(|| format!("cannot start {PROGRAM}"))?;
         let mut running = Running(child);
+        if self.accel == Accel::TcgPinned {
+            pin::cpus(running.0.id(), self.smp)?;
+        }
         let pipe = running.0.stdout.take().context("QEMU has no stdout")?;
         let (bytes, reader) = read_in_thread(pipe);
         let end = listen(&bytes, Instant::now() + self.limit, on_frame);

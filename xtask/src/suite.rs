@@ -8,7 +8,7 @@ use crate::lines::Lines;
 use crate::report::{self, Stage};
 use crate::turns::in_turns;
 use crate::vm::MachineArgs;
-use crate::{build, debian, fuzz, host, setup};
+use crate::{build, debian, fuzz, host, models, setup};
 use anyhow::{Context, Result};
 use guest_init::protocol::{Frame, Job};
 use std::io::{Read, Write as _};
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
     /// Time limit of the tests of one kernel
-    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "20m", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// Seconds for each fuzz target; 0 leaves them out
     #[arg(long, value_name = "N", default_value_t = 3)]
@@ -63,6 +63,9 @@ pub(crate) fn run(args: &Args) -> Result<i32> {
         if args.filter.is_none() && args.fuzz_seconds > 0 && fuzz::has_targets() {
             let limit = Duration::from_secs(args.fuzz_seconds);
             stages.push(stage("fuzz", || fuzz::cases(None, limit)));
+        }
+        if args.filter.is_none() {
+            stages.push(stage("loom", models::loom_cases));
         }
     }
     if args.kernel != "none" || args.origin.kernel_dir.is_some() {
@@ -103,7 +106,7 @@ fn host_tests(filter: Option<&str>) -> Result<Vec<Case>> {
 }
 
 /// Runs a libtest program on this machine, shown as it goes.
-fn run_tests_here(command: &mut Command, prefix: &str) -> Result<Vec<Case>> {
+pub(crate) fn run_tests_here(command: &mut Command, prefix: &str) -> Result<Vec<Case>> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -112,8 +115,9 @@ fn run_tests_here(command: &mut Command, prefix: &str) -> Result<Vec<Case>> {
     let mut stdout = child.stdout.take().context("no stdout")?;
     let (mut parser, mut lines) = (Parser::new(prefix), Lines::default());
     let mut on_line = |line: &str| {
-        println!("{line}");
-        parser.line(line);
+        if parser.line(line) {
+            println!("{line}");
+        }
     };
     let mut buffer = vec![0; 16 * 1024];
     while let length @ 1.. = stdout.read(&mut buffer)? {
@@ -171,14 +175,17 @@ fn cannot_be_had(name: &str, require: bool, error: &anyhow::Error) -> Stage {
 
 /// Real-kernel tests in namespaces of this machine.
 fn this_kernel(filter: Option<&str>) -> Result<Vec<Case>> {
-    let programs = build::binaries(&["upcalld"], None)?;
+    let programs = build::products(None)?;
     let daemon = programs.iter().find(|built| built.name == "upcalld");
     let daemon = daemon.context("package upcalld builds no program upcalld")?;
+    let example = programs.iter().find(|built| built.is_example);
+    let examples = example.and_then(|example| example.file.parent());
+    let examples = examples.context("package upcall builds no example")?;
     let mut cases = Vec::new();
     for test in build::tests(REAL_KERNEL_PACKAGE, None)? {
         let mut command = Command::new(&test.file);
         command.args(["--test-threads=1", "--show-output"]).args(filter);
-        command.env("UPCALLD_BIN", &daemon.file);
+        command.env("UPCALLD_BIN", &daemon.file).env("UPCALL_EXAMPLES", examples);
         cases.extend(run_tests_here(&mut command, &format!("{}::", test.name))?);
     }
     Ok(cases)
@@ -195,8 +202,9 @@ impl Programs {
     fn build(origin: &Origin, require: bool) -> Result<Self> {
         let small = build::target_dir()?.join("stripped");
         let (mut files, mut names) = (Vec::new(), Vec::new());
-        for built in build::guest_binaries(&["upcalld"])? {
-            files.push((build::stripped(&built.file, &small)?, format!("/bin/{}", built.name)));
+        for built in build::products(Some(build::MUSL))? {
+            let dir = if built.is_example { guest::EXAMPLES } else { "/bin" };
+            files.push((build::stripped(&built.file, &small)?, format!("{dir}/{}", built.name)));
         }
         for built in build::tests(REAL_KERNEL_PACKAGE, Some(build::MUSL))? {
             let path = format!("/bin/{}", built.name);

@@ -25,12 +25,16 @@ pub(crate) struct MachineArgs {
     /// One emulation thread for each CPU: real races; one retry on the known "int3" emulator crash
     #[arg(long)]
     pub(crate) stress: bool,
+    /// Words to add to the kernel's command line, such as "isolcpus=3"
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    pub(crate) append: String,
 }
 
 impl MachineArgs {
     pub(crate) fn shape(&self, kernel: &Kernel, limit: Duration) -> Result<Shape> {
         let accel = accel::choose(self.accel, self.stress, kernel)?;
-        Ok(Shape { smp: self.smp, memory_mb: self.memory, accel, limit })
+        let append = self.append.clone();
+        Ok(Shape { smp: self.smp, memory_mb: self.memory, accel, limit, append })
     }
 }
 
@@ -44,7 +48,7 @@ pub(crate) struct Args {
     origin: Origin,
     #[command(flatten)]
     machine: MachineArgs,
-    /// Put Debian programs into the guest: ovs-dpctl, ip, ping, iperf3, ethtool, busybox as sh
+    /// Put Debian programs into the guest: ovs-dpctl, ip, ping, iperf3, curl, ethtool, busybox as sh
     #[arg(long)]
     debian: bool,
     /// Stop the machine after this time

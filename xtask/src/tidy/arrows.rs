@@ -18,7 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("guest-init", &[]),
 ];
 /// These test the product and may use all of it.
-const TESTS: &[&str] = &["netns-tests"];
+const TESTS: &[&str] = &["netns-tests", "bench"];
 /// Never part of what is shipped.
 const DEV_ONLY: &str = "upcall-testkit";
 const HARNESS: &[&str] = &["xtask", "guest-init"];

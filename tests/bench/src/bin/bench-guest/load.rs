@@ -1,0 +1,151 @@
+//! Load: upcalls a second, what is left of them under overload, and a quiet port beside a flood.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use ovs_features::cpu;
+use serde_json::{Value, json};
+use upcall_testkit::topology::HOST_LINK;
+use upcall_testkit::traffic::{Pace, Plan, RawFlows, Receiver};
+
+use crate::bed::{self, Bed, set_flow};
+use crate::contestant::{Contestant, Install};
+use crate::measure::per;
+use crate::order::stamped;
+
+/// How long a rate is offered.
+const STEP: Duration = Duration::from_millis(400);
+/// Frames that are sent without a look at the clock.
+const CLUMP: u32 = 16;
+/// First rate of each sender, a second, and by how much the next one is higher.
+const FIRST_RATE: u64 = 2000;
+const NEXT_RATE: (u64, u64) = (3, 2);
+/// Steps at most: beyond any contestant's rate.
+const STEPS_MAX: usize = 16;
+/// Overload, as a multiple of the best rate.
+const OVERLOAD: u64 = 3;
+/// New flows of the quiet port, and their rate.
+const QUIET_FLOWS: u32 = 200;
+const QUIET_RATE: u32 = 100;
+/// A receive buffer of 8 MiB holds 9,362 small upcalls (6.12): time for a flood to fill it.
+const OVERLOADED_WITHIN: Duration = Duration::from_secs(10);
+/// What is queued is handled or lost by then.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// Upcalls answered a second while a sender on each of `cpus` offers more and more, the best of them;
+/// and what is left of it when three times as much is offered.
+pub(crate) fn rates(contestant: Contestant, cpus: usize) -> Result<Value> {
+    let senders = cpus.min(std::thread::available_parallelism()?.get());
+    let bed = Bed::new(contestant, Install::Never, 2 * senders)?;
+    let (mut best, mut offered) = (0, FIRST_RATE);
+    for _ in 0..STEPS_MAX {
+        let got = offer(&bed, senders, offered)?;
+        best = best.max(got);
+        // Beyond the overload that is measured last: it will not get better.
+        if got * OVERLOAD < offered * senders as u64 {
+            break;
+        }
+        offered = offered * NEXT_RATE.0 / NEXT_RATE.1;
+    }
+    let left = offer(&bed, senders, best * OVERLOAD / senders as u64)?;
+    bed.stop()?;
+    Ok(json!({ "best_per_s": best, "overload_share": per(left, best) }))
+}
+
+/// Offers `rate` packets a second from each of `senders` CPUs; gives what arrives a second.
+fn offer(bed: &Bed, senders: usize, rate: u64) -> Result<u64> {
+    let count = || -> Result<u64> { (0..senders).map(|pair| bed.arrived(2 * pair + 1)).sum() };
+    let before = count()?;
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let work = |sender: usize| move || send_at(bed, sender, rate);
+        let threads: Vec<_> = (0..senders).map(|sender| scope.spawn(work(sender))).collect();
+        threads
+            .into_iter()
+            .try_for_each(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })?;
+    let (took, arrived) = (begun.elapsed(), count()? - before);
+    // What is queued still does not count, and must not disturb the next step.
+    std::thread::sleep(SETTLE);
+    Ok(arrived * 1000 / took.as_millis().max(1) as u64)
+}
+
+/// Sends frames of ever new flows from host `2 * sender` on CPU `sender`.
+fn send_at(bed: &Bed, sender: usize, rate: u64) -> Result<()> {
+    cpu::pin_to(sender)?;
+    let mut frame = bed::frame(2 * sender)?;
+    let begun = Instant::now();
+    let mut sent = 0;
+    while begun.elapsed() < STEP {
+        let due = begun + Duration::from_nanos(u64::from(sent) * 1_000_000_000 / rate);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        for _ in 0..CLUMP {
+            set_flow(&mut frame, sent);
+            bed.links[2 * sender].send(&frame)?;
+            sent += 1;
+        }
+    }
+    Ok(())
+}
+
+/// New flows at a modest rate from one port, while another port on the same CPU sends all it can.
+pub(crate) fn quiet_port(contestant: Contestant) -> Result<Value> {
+    let bed = Bed::new(contestant, Install::Never, 4)?;
+    let alone = quiet(&bed, 0)?;
+    let stop = AtomicBool::new(false);
+    let loaded = std::thread::scope(|scope| {
+        let flood = scope.spawn(|| flood(&bed, &stop));
+        let loaded = wait_overload(&bed).and_then(|()| quiet(&bed, QUIET_FLOWS));
+        stop.store(true, Ordering::Relaxed);
+        let sent = flood.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        ensure!(sent > 0, "no flood");
+        loaded
+    })?;
+    let kernel = bed.kernel()?;
+    bed.stop()?;
+    Ok(json!({
+        "lost_percent": loaded.0,
+        "slower": loaded.1 / alone.1,
+        "flood_lost_percent": 100.0 * per(kernel.lost, kernel.missed),
+    }))
+}
+
+/// Waits until the flood is more than the contestant can do, and its socket is full: the kernel loses
+/// upcalls. Who keeps up for that long is not overloaded by this CPU, and measured as it is.
+fn wait_overload(bed: &Bed) -> Result<()> {
+    let begun = Instant::now();
+    while begun.elapsed() < OVERLOADED_WITHIN && bed.kernel()?.lost == 0 {
+        std::thread::sleep(SETTLE / 5);
+    }
+    Ok(())
+}
+
+/// Sends the quiet port's flows; gives the share that was lost in percent, and the median time of the
+/// others in nanoseconds.
+fn quiet(bed: &Bed, first: u32) -> Result<(f64, f64)> {
+    let receiver = Receiver::raw(&bed.hosts[1].ns, HOST_LINK)?;
+    let mut outlet = RawFlows::new(&bed.links[0], stamped);
+    let plan =
+        Plan { pace: Pace::PerSecond(QUIET_RATE), cpus: vec![0], ..Plan::new(QUIET_FLOWS, 1) };
+    let sent = plan.flows_from(first).send(&mut outlet)?;
+    std::thread::sleep(SETTLE);
+    let tally = receiver.stop()?;
+    let mut times: Vec<u64> = tally.flows().map(|(_, flow)| flow.first_latency_ns).collect();
+    times.sort_unstable();
+    let lost = 100.0 * per(sent.packets - times.len() as u64, sent.packets);
+    Ok((lost, per(times.get(times.len() / 2).copied().unwrap_or(u64::MAX), 1)))
+}
+
+/// Sends from host 2 on CPU 0 without a pause until told to stop.
+fn flood(bed: &Bed, stop: &AtomicBool) -> Result<u64> {
+    cpu::pin_to(0)?;
+    let mut frame = bed::frame(2)?;
+    let mut sent = 0;
+    while !stop.load(Ordering::Relaxed) {
+        set_flow(&mut frame, sent as u32);
+        bed.links[2].send(&frame)?;
+        sent += 1;
+    }
+    Ok(sent)
+}
