@@ -20,8 +20,9 @@ const QUIET_PER_S: u32 = 100;
 const QUIET_BEFORE: u32 = 100;
 const QUIET_DURING: u32 = 800;
 /// Threads that flood. They share a CPU with the worker that reads: each takes as much of it as the
-/// worker gets, so that at least twice as much is sent as can be read.
-const FLOOD_THREADS: u8 = 3;
+/// worker gets. To send costs as much as to read or more, and what is queued when they end is read too: with
+/// these, three times as much is sent as can be read, and twice is asked for.
+const FLOOD_THREADS: u8 = 5;
 /// How long a shield may stay up after its flood.
 const DOWN_SOON: Duration = Duration::from_secs(4);
 
