@@ -6,6 +6,7 @@
 
 mod fair;
 mod flow_limit;
+mod funnel;
 mod histogram;
 mod install;
 mod lane;
@@ -20,6 +21,7 @@ mod sync;
 mod tally;
 
 pub use flow_limit::FlowLimit;
+pub use funnel::Funnel;
 pub use histogram::{Histogram, HistogramSnapshot};
 pub use install::{InstallLimits, InstallPlan, Offer, RoundEnd};
 pub use lane::{Claim, Lane, LaneTable, Tick, Whereabouts};

@@ -47,6 +47,10 @@ pub struct Limits {
     /// upcalls refused by a socket filter, before they take room, so that the others lose none? Default
     /// true. Counted, as an estimate, in [`LedgerSnapshot::shield_refused`](crate::LedgerSnapshot).
     pub storm_shield: bool,
+    /// Where CPUs have sockets: do the upcalls of all CPUs go by one of them while flows hop between CPUs, as
+    /// long as one reader can read it all? Two sockets tell nothing of which of their messages is older; one
+    /// keeps the order in which all CPUs sent. Default true. Counted in [`Stats::funnels`].
+    pub funnel: bool,
     /// Flows whose upcalls are kept apart, 8 bytes each; beyond, flows share lanes. Default 262,144.
     pub lanes: usize,
     /// Upcalls that wait.
@@ -76,6 +80,7 @@ impl Default for Limits {
             workers_max: 64,
             install: InstallLimits::default(),
             storm_shield: true,
+            funnel: true,
             lanes: 1 << 18,
             queue: QueueLimits::default(),
             pending_max: 1024,

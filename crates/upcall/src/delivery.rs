@@ -3,8 +3,10 @@
 //! The mode is chosen once, when the dispatcher starts; everything else sees a set of sockets and asks
 //! [`Delivery`] for what depends on the mode.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures::future;
@@ -35,6 +37,8 @@ pub(crate) struct Delivery {
     /// The per-CPU table: port id by CPU id, never 0; empty on kernels that have none. In per-vport
     /// mode it is the one that waits for a flip: any client of the peer's makes the kernel use it.
     table: Vec<u32>,
+    /// Port id of the socket that takes the place of all those of the table for now; 0 for none.
+    funnel: AtomicU32,
     sockets: Sockets,
     decision: Decision,
 }
@@ -94,7 +98,8 @@ impl Delivery {
         sockets: Sockets,
         decision: Decision,
     ) -> Self {
-        Self { workers, gate, places, by_port, table, sockets, decision }
+        let funnel = AtomicU32::new(0);
+        Self { workers, gate, places, by_port, table, funnel, sockets, decision }
     }
 
     async fn serve(&self, socket: Arc<Socket>, worker: usize, carries: Carries) {
@@ -185,7 +190,7 @@ impl Delivery {
     pub(crate) async fn assert(&self, control: &Control, dp: &Datapath) -> Result<(), Error> {
         match self.mode() {
             DispatchMode::PerCpu => {
-                ovs_features::enable_per_cpu(control, dp, &self.table).await?;
+                ovs_features::enable_per_cpu(control, dp, &self.table_now()).await?;
             }
             DispatchMode::PerVport => {
                 ovs_features::enable_per_vport(control, dp, &self.table).await?;
@@ -194,13 +199,45 @@ impl Delivery {
         Ok(())
     }
 
+    /// The table that is in force.
+    fn table_now(&self) -> Cow<'_, [u32]> {
+        match self.funnel.load(Ordering::Relaxed) {
+            0 => Cow::Borrowed(&self.table),
+            port_id => Cow::Owned(vec![port_id; self.table.len()]),
+        }
+    }
+
+    /// Has the upcalls of all CPUs go to one of the sockets, or those of each to its own again. `false` if
+    /// there is nothing to change: sockets are those of ports, or none has this port id.
+    pub(crate) async fn funnel(
+        &self,
+        control: &Control,
+        dp: &Datapath,
+        into: Option<u32>,
+    ) -> Result<bool, Error> {
+        let into = into.unwrap_or(0);
+        let is_there = into == 0 || self.table.contains(&into);
+        if self.mode() != DispatchMode::PerCpu || !is_there {
+            return Ok(false);
+        }
+        let before = self.funnel.swap(into, Ordering::Relaxed);
+        if before == into {
+            return Ok(false);
+        }
+        let set = self.assert(control, dp).await;
+        if set.is_err() {
+            self.funnel.store(before, Ordering::Relaxed);
+        }
+        set.map(|()| true)
+    }
+
     /// Is the datapath as [`Delivery::assert`] left it, as far as the kernel tells?
     pub(crate) fn agrees(&self, dp: &Datapath) -> bool {
         let per_cpu = dp.features.contains(UserFeatures::DISPATCH_UPCALL_PER_CPU);
         let table = dp.per_cpu_pids.as_ref();
         per_cpu == (self.mode() == DispatchMode::PerCpu)
             && dp.features.contains(UserFeatures::UNALIGNED)
-            && table.is_none_or(|reported| self.table.starts_with(reported))
+            && table.is_none_or(|reported| self.table_now().starts_with(reported))
     }
 
     /// Lets go of the port ids: whoever gets them next must not receive this datapath's upcalls. The
@@ -237,18 +274,18 @@ impl Delivery {
             thread: worker::thread_name(served.worker),
         };
         let readers = self.sockets.served().into_iter().map(reader).collect();
-        Assignment { table: self.table.clone(), readers }
+        Assignment { table: self.table_now().into_owned(), readers }
     }
 
     pub(crate) fn worker_stats(&self) -> Vec<WorkerStats> {
-        let served = self.sockets.served();
+        let (served, table) = (self.sockets.served(), self.table_now());
         let stats = |(number, worker): (usize, &Worker)| WorkerStats {
             thread: worker::thread_name(number),
             cpus: worker.runs_on(),
             sockets: served
                 .iter()
                 .filter(|served| served.worker == number)
-                .map(|served| served.stats(&self.table))
+                .map(|served| served.stats(&table))
                 .collect(),
             ledger: worker.ledger().snapshot(),
         };

@@ -26,6 +26,7 @@ use crate::builder::Builder;
 use crate::cpu_keeper::CpuKeeper;
 use crate::deferred::Stage;
 use crate::delivery::Delivery;
+use crate::funnel::Funneller;
 use crate::keeper::{Keeper, Known, to_ports};
 use crate::members::Members;
 use crate::places;
@@ -127,6 +128,12 @@ impl Dispatcher {
             past: Arc::default(),
         };
         let cpu_keeper = CpuKeeper { reshaper: reshaper.clone(), delivery: delivery.clone() };
+        let funneller = Funneller {
+            control: control.clone(),
+            dp: dp.clone(),
+            shared: shared.clone(),
+            delivery: delivery.clone(),
+        };
         let sweeps = sweeper.stats();
         let sweeping = sweeper.run(sweep_sockets);
         // One at a time, whoever asks waits.
@@ -139,6 +146,7 @@ impl Dispatcher {
                 keeper.run(events, link_events, asked),
             ),
             supervise("the watch over the CPUs", shared.clone(), cpu_keeper.run()),
+            supervise("the watch over flows that hop", shared.clone(), funneller.run()),
             supervise("the watch over the handler", shared.clone(), stall::watch(shared.clone())),
         ];
         Self {
@@ -215,6 +223,8 @@ impl Dispatcher {
             sockets,
             cpus_sharing: delivery.cpus_sharing(),
             ports: self.shared.ports.load().len(),
+            funnels: self.shared.funnel.times(),
+            funnelled: self.shared.funnel.is_up(),
             sockets_shielded,
             ports_shielded,
             flows_current: kernel.flows,

@@ -74,7 +74,8 @@
 //! * When a flow hops from one CPU to another, what was in the sockets at that moment comes first: it is
 //!   taken out at once, and what others are answering just then is waited for, the *fence*; bounded in
 //!   time ([`QueueLimits::fence_us`]), and a fence given up is counted ([`QueueStats::fence_timeouts`]).
-//!   A flow that hops again before anybody has looked may be reordered.
+//!   A flow that hops again before anybody has looked may be reordered, so where flows go on hopping, the
+//!   upcalls of all CPUs come by one socket for a while ([`Limits::funnel`]).
 //! * A flow is installed only after the EXECUTEs of all its upcalls that were read, and after a further
 //!   non-blocking read brought none, of its socket, or of all sockets if it hopped; bounded in rounds
 //!   ([`InstallLimits`]). What slips through is counted ([`Stats::install_stragglers`]). Until it is
@@ -155,6 +156,7 @@ mod engine;
 mod error;
 mod flow_dump;
 mod flow_room;
+mod funnel;
 mod grace;
 mod handler;
 mod in_flight;

@@ -19,6 +19,7 @@ impl Builder {
         let limits = Limits {
             flows_max: 0,
             storm_shield: false,
+            funnel: false,
             port_rates: PortRates::default(),
             queue: QueueLimits { port_upcalls_max: 0, ..self.limits.queue },
             ..self.limits
@@ -49,7 +50,7 @@ impl Dispatcher {
     /// Changes a running dispatcher to what `wanted` says, without losing an upcall or its order: ports
     /// (which are asked for from now on, those no longer asked for are taken out), [`Builder::shape`] as
     /// by [`Dispatcher::reshape`], [`Builder::flow_idle`], [`Builder::sweep_interval`], and of [`Limits`]
-    /// `flows_max`, `storm_shield`, `port_rates` and `queue.port_upcalls_max`. Changed rates begin with
+    /// `flows_max`, `storm_shield`, `funnel`, `port_rates` and `queue.port_upcalls_max`. Changed rates begin with
     /// full buckets. [`Builder::takeover`] and what is inherited count at the start alone.
     ///
     /// # Errors

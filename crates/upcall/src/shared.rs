@@ -15,6 +15,7 @@ use crate::crew::Crew;
 use crate::deferred::Deferred;
 use crate::engine::Hopping;
 use crate::flow_room::FlowRoom;
+use crate::funnel::Funnelling;
 use crate::lane_key::{LaneBy, LaneKey};
 use crate::observe::Observers;
 use crate::sheds::Sheds;
@@ -59,6 +60,7 @@ pub(crate) struct Shared {
     pub(crate) sources: Registry,
     pub(crate) crew: Crew,
     pub(crate) hopping: Hopping,
+    pub(crate) funnel: Funnelling,
     /// `None` if no rate is bounded. Read once a round.
     pub(crate) police: ArcSwapOption<Police>,
     pub(crate) sheds: Sheds,
@@ -126,6 +128,7 @@ impl Shared {
             sources: Registry::default(),
             crew: Crew::default(),
             hopping: Hopping::default(),
+            funnel: Funnelling::default(),
             police: Police::new(limits.port_rates).map(Arc::new).into(),
             sheds: Sheds::default(),
             sample_userdata,
@@ -178,6 +181,19 @@ impl Shared {
     fn is_sample(&self, upcall: &packet::Upcall<'_>) -> bool {
         let cookie = self.sample_userdata.as_deref().zip(upcall.userdata);
         cookie.is_some_and(|(prefix, userdata)| userdata.starts_with(prefix))
+    }
+
+    /// A flow came by another socket than before, to that with this port id.
+    pub(crate) fn hopped(&self, port_id: u32) {
+        // A shield counts what readers read by themselves.
+        if self.shields.any_up() {
+            return;
+        }
+        let now_us = self.now_us();
+        self.hopping.hopped(now_us);
+        if self.limits.load().funnel {
+            self.funnel.hopped(port_id, now_us);
+        }
     }
 
     /// Publishes a new snapshot of the ports, to the handler first.

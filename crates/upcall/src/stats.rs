@@ -113,6 +113,11 @@ pub struct Stats {
     pub cpus_sharing: usize,
     /// Ports, the datapath's own among them.
     pub ports: usize,
+    /// Times that the upcalls of all CPUs were sent to one socket, because flows hopped
+    /// ([`Limits::funnel`](crate::Limits::funnel)).
+    pub funnels: u64,
+    /// Is that so now?
+    pub funnelled: bool,
     /// Sockets with a storm shield up.
     pub sockets_shielded: usize,
     /// Ports that storm shields are up against, counted once for each socket.

@@ -148,6 +148,10 @@ pub(crate) struct RunArgs {
     /// ports lose none; off: they share the losses [default: on]
     #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true)]
     pub(crate) storm_shield: Option<OnOff>,
+    /// Have the upcalls of all CPUs go by one socket while flows hop between CPUs, which keeps their order, as
+    /// long as one worker can read it all [default: on]
+    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true)]
+    pub(crate) funnel: Option<OnOff>,
     /// Upcalls a second that each port may have taken in, and at once (default: a tenth of a second's, at
     /// least 64); more are shed [default: no limit]
     #[arg(long, value_name = "RATE[:BURST]")]

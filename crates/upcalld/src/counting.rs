@@ -63,7 +63,7 @@ pub(crate) fn all(stats: &Stats, policy: &dyn Policy, control: &Counts) -> Vec<R
     ledger.chain(control.readings()).chain(others(stats)).chain(policy.readings()).collect()
 }
 
-fn others(stats: &Stats) -> [Reading; 14] {
+fn others(stats: &Stats) -> [Reading; 15] {
     let (kernel, lost) = (&stats.kernel, &stats.lost);
     [
         ("kernel_hit", "Packets that matched a flow in the kernel.", kernel.hit),
@@ -95,6 +95,11 @@ fn others(stats: &Stats) -> [Reading; 14] {
             "flow_limit_cuts",
             "Times that a slow sweep of the flow table lowered the limit of flows.",
             stats.flow_limit_cuts,
+        ),
+        (
+            "funnels",
+            "Times that the upcalls of all CPUs were sent to one socket, because flows hopped.",
+            stats.funnels,
         ),
         (
             "repairs",

@@ -61,6 +61,8 @@ pub(crate) struct Report<'a> {
     handler_panics: u64,
     /// An estimate.
     shield_refused: u64,
+    funnels: u64,
+    funnelled: bool,
     sockets_shielded: usize,
     ports_shielded: usize,
     kernel_hit: u64,
@@ -166,6 +168,8 @@ impl<'a> Report<'a> {
             fences_without_room: ledger.fences_without_room,
             handler_panics: ledger.shed_handler_panic + stats.handler_panics,
             shield_refused: stats.shield_refused(),
+            funnels: stats.funnels,
+            funnelled: stats.funnelled,
             sockets_shielded: stats.sockets_shielded,
             ports_shielded: stats.ports_shielded,
             kernel_hit: stats.kernel.hit,

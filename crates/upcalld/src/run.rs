@@ -208,6 +208,7 @@ async fn announce(dispatcher: &Dispatcher, settings: &Settings) {
         mac_max = settings.switch.macs_max,
         installs_pending_max = settings.limits.install.pending_max,
         storm_shield = settings.limits.storm_shield,
+        funnel = settings.limits.funnel,
         port_rates = ?settings.limits.port_rates,
         port_queue_max = settings.limits.queue.port_upcalls_max,
         "limits"

@@ -106,9 +106,11 @@ impl Settings {
             ..defaults.queue
         };
         let shield = args.storm_shield.or(config.storm_shield);
+        let funnel = args.funnel.or(config.funnel);
         let limits = Limits {
             flows_max: config.flow_max.unwrap_or(defaults.flows_max),
             storm_shield: shield.map_or(defaults.storm_shield, |shield| shield == OnOff::On),
+            funnel: funnel.map_or(defaults.funnel, |funnel| funnel == OnOff::On),
             port_rates,
             queue,
             ..defaults
@@ -336,6 +338,7 @@ mod tests {
             ports: vec!["a".to_owned()],
             workers: Some(3),
             storm_shield: Some(OnOff::Off),
+            funnel: Some(OnOff::Off),
             answer_from_plan: Some(OnOff::Off),
             dispatch: Some(Dispatch::PerVport),
             placement: Some(Placement::List(vec![2, 3])),
@@ -361,6 +364,7 @@ mod tests {
         );
         assert_eq!(settings.sample_userdata.as_deref(), Some(&[1, 0xab][..]));
         assert!(!settings.limits.storm_shield && Limits::default().storm_shield);
+        assert!(!settings.limits.funnel && Limits::default().funnel);
         assert_eq!(settings.shape.placement, Placement::List(vec![2, 3]));
     }
 

@@ -76,6 +76,8 @@ pub struct Stats {
     pub foreign: u64,
     /// Upcalls that storm shields refused, by estimate.
     pub shield_refused: u64,
+    /// Times that the upcalls of all CPUs were sent to one socket.
+    pub funnels: u64,
     /// Sockets with a storm shield up.
     pub sockets_shielded: u64,
     /// Ports that storm shields are up against.

@@ -30,10 +30,7 @@ impl Engine {
             &arrival,
             || shared.now_us(),
             |before| {
-                // A shield counts what readers read by themselves.
-                if !shared.shields.any_up() {
-                    shared.hopping.hopped(shared.now_us());
-                }
+                shared.hopped(reading.entry.port_id());
                 let look = || shared.sources.gather(reading.entry, before);
                 reading.gather.unwrap_or_else(|| &looked.get_or_init(look).0)
             },

@@ -132,6 +132,9 @@ impl Reader {
         if round.is_cut_short() {
             return Ok(Next::ReadAgain);
         }
+        if !round.drained {
+            self.desk.shared.funnel.not_drained(self.socket.socket());
+        }
         self.shield.iter().for_each(|shield| Shield::after_round(shield, round.drained));
         Ok(match (round.drained, source.is_settled()) {
             (true, true) => Next::Wait,

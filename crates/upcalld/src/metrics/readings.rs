@@ -100,6 +100,11 @@ fn gauges(stats: &Stats, info: &Info, macs: u64) -> Vec<Gauge> {
             stats.handler_pending as u64,
         ),
         ("lanes_waiting", "Lanes with upcalls that wait.", lanes.lanes),
+        (
+            "funnelled",
+            "1 while the upcalls of all CPUs go by one socket, because flows hop.",
+            u64::from(stats.funnelled),
+        ),
         ("sockets_shielded", "Sockets with a storm shield up.", stats.sockets_shielded as u64),
         (
             "ports_shielded",

@@ -63,6 +63,7 @@ impl Settings {
             ("recv_buffer_bytes", shape.recv_buffer_bytes.to_string()),
             ("recv_buffer_total_bytes", option(shape.recv_buffer_total_bytes)),
             ("storm_shield", on_off(limits.storm_shield)),
+            ("funnel", on_off(limits.funnel)),
             ("port_rate", option(rates.all)),
             ("miss_rate", option(rates.miss)),
             ("action_rate", option(rates.action)),
