@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 mod port;
+mod vlan_range;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use upcall::{MacAddr, Rate};
 
 use super::from_text;
+use super::vlan_range::VlanRange;
 use crate::handler::{FloodRates, PortRules, VLAN_IDS, Vlans};
 
 /// Keys of the table.
@@ -11,7 +12,7 @@ use crate::handler::{FloodRates, PortRules, VLAN_IDS, Vlans};
 #[serde(deny_unknown_fields)]
 pub(crate) struct PortConfig {
     pub(crate) access: Option<u16>,
-    pub(crate) trunk: Option<Vec<u16>>,
+    pub(crate) trunk: Option<Vec<VlanRange>>,
     pub(crate) native: Option<u16>,
     pub(crate) mac_max: Option<u32>,
     #[serde(default)]
@@ -44,15 +45,15 @@ impl PortConfig {
     }
 
     fn vlans(&self, problems: &mut Vec<String>) -> Vlans {
-        let ids = self.access.iter().chain(&self.native).chain(self.trunk.iter().flatten());
-        for id in ids.filter(|id| !VLAN_IDS.contains(id)) {
+        for id in self.access.iter().chain(&self.native).filter(|id| !VLAN_IDS.contains(id)) {
             problems.push(format!("VLAN {id}: a VLAN is from 1 to 4094"));
         }
         match (self.access, &self.trunk, self.native) {
             (None, None, None) => Vlans::All,
             (Some(id), None, None) => Vlans::Access(id),
-            (None, Some(ids), native) => {
-                Vlans::Trunk { tagged: ids.iter().copied().collect(), native }
+            (None, Some(ranges), native) => {
+                let ids = ranges.iter().flat_map(|range| range.0.clone());
+                Vlans::Trunk { tagged: ids.collect(), native }
             }
             (Some(_), ..) => {
                 problems
@@ -114,7 +115,7 @@ mod tests {
         assert_eq!(rates, [Some("7:64".to_owned()), None, Some("5:1".to_owned())]);
         assert_eq!(rules.macs_max, Some(9));
         let (rules, _) = read(
-            "trunk = [20]\nnative = 10\nmac_max = 0\nstatic_macs = ['2:0:0:0:0:1@20', '2:0:0:0:0:2']",
+            "trunk = ['19-21']\nnative = 10\nmac_max = 0\nstatic_macs = ['2:0:0:0:0:1@20', '2:0:0:0:0:2']",
         );
         assert_eq!(
             (rules.static_macs[0].0, rules.static_macs[1].0, rules.macs_max),
@@ -127,7 +128,7 @@ mod tests {
     fn what_cannot_be_is_told_with_a_remedy() {
         for (text, why) in [
             ("access = 0", "from 1 to 4094"),
-            ("trunk = [10, 4095]", "VLAN 4095"),
+            ("trunk = []\nnative = 4095", "VLAN 4095"),
             ("access = 10\ntrunk = [20]", "one or the other"),
             ("native = 10", "needs a trunk"),
             ("static_macs = ['x']", "write 02:00:00:00:00:01"),

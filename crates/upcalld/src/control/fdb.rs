@@ -81,15 +81,16 @@ pub(super) fn stats(view: View<'_>, bridges: &[String], format: Format) -> Resul
         "Statistics for bridge \"{}\":\n  Current/maximum MAC entries in the table: {known}/{max}\n",
         view.settings.datapath
     );
-    text += " port  name              MACs    max  refused  over rate: broadcast  multicast    unknown\n";
+    text += " port  name              MACs    max  refused  over rate: broadcast  multicast    unknown  \
+             VLANs\n";
     for port in &ports {
-        let PortFigures { number, name, macs, macs_max, macs_refused, flooded_over } = port;
+        let PortFigures { number, name, vlans, macs, macs_max, macs_refused, flooded_over } = port;
         let max = macs_max.map_or_else(|| "-".to_owned(), |max| max.to_string());
         let [broadcast, multicast, unknown] = flooded_over;
         let _ = writeln!(
             text,
             "{:>5}  {name:<15} {macs:>6} {max:>6} {macs_refused:>8} {broadcast:>21} {multicast:>10} \
-             {unknown:>10}",
+             {unknown:>10}  {vlans}",
             port_name(*number),
         );
     }
@@ -102,6 +103,7 @@ fn port_entry(port: &PortFigures) -> Value {
     json!({
         "port": port.number,
         "name": port.name,
+        "vlans": port.vlans.to_string(),
         "macs": port.macs,
         "macs_max": port.macs_max,
         "macs_refused": port.macs_refused,

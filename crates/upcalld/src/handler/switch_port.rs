@@ -79,6 +79,7 @@ pub(crate) struct SwitchPort {
 pub(crate) struct PortFigures {
     pub(crate) number: u32,
     pub(crate) name: String,
+    pub(crate) vlans: Vlans,
     pub(crate) macs: u32,
     pub(crate) macs_max: Option<u32>,
     pub(crate) macs_refused: u64,
@@ -139,6 +140,7 @@ impl SwitchPort {
         PortFigures {
             number: self.number,
             name: self.name.clone(),
+            vlans: self.rules.vlans.clone(),
             macs: self.macs.load(Ordering::Relaxed),
             macs_max: self.rules.macs_max,
             macs_refused: load(&self.macs_refused),

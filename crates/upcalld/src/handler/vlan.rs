@@ -26,7 +26,26 @@ impl FromIterator<u16> for VlanSet {
 
 impl fmt::Debug for VlanSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(VLAN_IDS.filter(|id| self.contains(*id))).finish()
+        write!(f, "{self}")
+    }
+}
+
+/// In ranges: `10-20,30`.
+impl fmt::Display for VlanSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ids: Vec<u16> = VLAN_IDS.filter(|id| self.contains(*id)).collect();
+        if ids.is_empty() {
+            return f.write_str("none");
+        }
+        for (number, range) in ids.chunk_by(|id, next| id + 1 == *next).enumerate() {
+            let comma = if number == 0 { "" } else { "," };
+            match range {
+                [first, .., last] => write!(f, "{comma}{first}-{last}")?,
+                [id] => write!(f, "{comma}{id}")?,
+                [] => {}
+            }
+        }
+        Ok(())
     }
 }
 
@@ -53,6 +72,19 @@ pub(crate) enum Vlans {
         /// Without; with a tag it is taken in, too.
         native: Option<u16>,
     },
+}
+
+/// As operators see it: `all`, `none`, `10`, `trunk 10-20,30 native 5`.
+impl fmt::Display for Vlans {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::None => f.write_str("none"),
+            Self::Access(id) => write!(f, "{id}"),
+            Self::Trunk { tagged, native: None } => write!(f, "trunk {tagged}"),
+            Self::Trunk { tagged, native: Some(id) } => write!(f, "trunk {tagged} native {id}"),
+        }
+    }
 }
 
 /// What a packet says of its VLAN.
@@ -183,6 +215,22 @@ mod tests {
 
     fn trunk(ids: &[u16], native: Option<u16>) -> Vlans {
         Vlans::Trunk { tagged: ids.iter().copied().collect(), native }
+    }
+
+    #[test]
+    fn vlans_are_shown_in_ranges() {
+        let shown = |ids: &[u16], native| trunk(ids, native).to_string();
+        assert_eq!(shown(&[12, 10, 11, 30, 4093, 4094], None), "trunk 10-12,30,4093-4094");
+        assert_eq!(shown(&[1], Some(5)), "trunk 1 native 5");
+        assert_eq!(shown(&[], Some(5)), "trunk none native 5");
+        assert_eq!(
+            format!("{:?}", trunk(&[10, 11], None)),
+            "Trunk { tagged: 10-11, native: None }"
+        );
+        assert_eq!(
+            (Vlans::All.to_string(), Vlans::Access(7).to_string()),
+            ("all".into(), "7".into())
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use netns_tests::{Lab, TestResult, modes};
+use netns_tests::{Lab, TestResult, ctl, modes};
 use upcall_testkit::{PingPlan, VlanTag, ping};
 
 use super::{Arrivals, BROADCAST, Links, lab, mac};
@@ -18,9 +18,9 @@ access = 10
 [port.p2]
 access = 20
 [port.p3]
-trunk = [10, 20]
+trunk = ['9-10', 20]
 [port.p4]
-trunk = [20]
+trunk = ['18-20']
 native = 10
 ";
 
@@ -82,6 +82,16 @@ fn what_is_flooded_stays_in_its_vlan_and_has_the_form_of_its_port() -> TestResul
             }
         }
         refused_flows_count(&lab)?;
+        let shown = ctl(&lab, &["fdb/stats-show"])?;
+        for (port, vlans) in
+            [("p2", "  20\n"), ("p3", "  trunk 9-10,20\n"), ("p4", "  trunk 18-20 native 10\n")]
+        {
+            let line = shown.split_inclusive('\n').find(|line| line.contains(port));
+            ensure!(
+                line.is_some_and(|line| line.ends_with(vlans)),
+                "no {port} with{vlans} in\n{shown}"
+            );
+        }
         lab.finish()?;
     }
     Ok(())
