@@ -100,11 +100,10 @@ impl Config {
         let shown = path.display();
         let text = read_text(path)?;
         toml::from_str(&text).map_err(|err| {
-            let at = err.span().map_or_else(String::new, |span| position(&text, span.start));
-            let message = err.message().replace('\n', " ");
-            Exit::Config(format!(
-                "{shown}{at}: {message} (upcalld check-config tells all mistakes)"
-            ))
+            // Told as check-config does: with the key and what was meant.
+            let first =
+                check::first_mistake(&text).unwrap_or_else(|| format!(": {}", err.message()));
+            Exit::Config(format!("{shown}{first} (upcalld check-config tells all mistakes)"))
         })
     }
 }
@@ -159,7 +158,7 @@ mod tests {
     #[test]
     fn says_where_a_mistake_is_in_one_line() {
         for (text, at, what) in [
-            ("datapath = 'dp0'\nprot = ['a']\n", ":2:1:", "unknown field `prot`"),
+            ("datapath = 'dp0'\nprot = ['a']\n", ":2:1:", "did you mean 'ports'?"),
             ("mac_age = '5 parsecs'\n", ":1:11:", "expected a duration"),
             ("datapath = \n", ":1:", "string"),
             ("workers = -1\n", ":1:11:", "invalid value"),

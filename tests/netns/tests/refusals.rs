@@ -206,8 +206,8 @@ fn a_configuration_that_is_missing_or_wrong() -> TestResult {
     refused(&hosts.switch, &missing, CONFIG, &words)?;
     let directory = tempfile::tempdir()?;
     let cases = [
-        ("prots = ['p0']\n", ":1:1: ", "unknown field `prots`"),
-        ("port = ['p0']\n", ":1:8: ", "expected a map"),
+        ("prots = ['p0']\n", ":1:1: ", "did you mean 'ports'?"),
+        ("port = ['p0']\n", ":1:8: ", "did you mean 'ports'?"),
         ("datapath = 'dp0'\nworkers = -1\n", ":2:11: ", "invalid value"),
         ("datapath = 'dp0'\n\nmac_age = '5 parsecs'\n", ":3:11: ", "expected a duration"),
         ("datapath = 'dp0\n", ":1:", "string"),

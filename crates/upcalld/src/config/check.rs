@@ -1,32 +1,28 @@
 //! `upcalld check-config`: every mistake of a configuration file at once, each with its place and what
 //! was meant.
 
+mod part;
+
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::ops::Range;
 use std::path::Path;
 
-use serde::Deserialize as _;
-use toml::Spanned;
-use toml::de::{DeTable, DeValue, Deserializer};
+use toml::de::{DeTable, DeValue};
+use upcall::PortSpec;
 
-use super::{Config, position};
+use super::position;
 use crate::cli::RunArgs;
 use crate::exit::Exit;
 use crate::settings::Settings;
+use part::{Key, keys, parts, plain, read};
 
 /// Appended to `upcalld check-config --help`.
 pub(crate) const HELP: &str = "\
 Nothing is started or changed, and no interface is looked for. Flags of 'run' that the file is to be
 used with do not count; a datapath may be left to them.
 
-Exit status: 0 when all is in order; 3 when there are mistakes, which are printed one a line.";
-
-/// The file we ship, in which every key is explained.
-const EXPLAINED: &str = include_str!("../../../../config/upcalld.toml");
-
-/// Past this part of a name it is another name, not a mistake in it.
-const SIMILAR_MIN: f64 = 0.7;
+Exit status: 0 when all is in order, whatever is noted; 3 when there are mistakes, which are printed one a
+line.";
 
 /// Something that is wrong with a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +46,10 @@ pub(crate) fn run(path: &Path) -> Result<(), Exit> {
         let _ = writeln!(out, "{shown}{}: {}", position(&text, mistake.at), mistake.text);
     }
     if found.is_empty() {
-        out = format!("{shown}: in order\n");
+        for note in notes(&text) {
+            let _ = writeln!(out, "{shown}{}: note: {}", position(&text, note.at), note.text);
+        }
+        let _ = writeln!(out, "{shown}: in order");
     }
     // That nobody reads it any more ('| head') is no failure.
     let _nobody_reads = std::io::stdout().write_all(out.as_bytes());
@@ -64,34 +63,27 @@ pub(crate) fn run(path: &Path) -> Result<(), Exit> {
 /// All mistakes, in the order of the file.
 fn mistakes(text: &str) -> Vec<Mistake> {
     let (table, errors) = DeTable::parse_recoverable(text);
-    let mut found: Vec<Mistake> = errors.iter().map(|err| of_toml(err, 0)).collect();
+    let mut found = of_syntax(text, table.get_ref(), &errors);
+    let broken: Vec<usize> = found.iter().map(|mistake| line_of(text, mistake.at)).collect();
     let whole = table.span();
     // Keys are read one by one, so that a mistake hides no other.
     let mut good = DeTable::new();
     for (key, value) in table.into_inner() {
-        let (name, at) = (key.get_ref().to_string(), key.span().start);
-        let before = found.len();
-        let each = parts(&value).into_iter().map(|part| (part.span().start, one(&key, part)));
-        for (value_at, part) in each {
-            if let Err(err) = read(whole.clone(), part) {
-                found.push(if keys().any(|known| known == name) {
-                    of_toml(&err, value_at)
-                } else {
-                    Mistake { at, text: unknown(&name) }
-                });
-            }
+        let lines = line_of(text, key.span().start)..=line_of(text, value.span().end);
+        if broken.iter().any(|line| lines.contains(line)) {
+            continue;
         }
+        let before = found.len();
+        found.extend(parts(&key, &value).iter().filter_map(|part| part.mistake(&whole)));
         if found.len() == before {
             good.insert(key, value);
         }
     }
     // What is wrong only beside another key.
-    let place =
-        |key: &str| good.iter().find(|(k, _)| *k.get_ref() == key).map(|(k, _)| k.span().start);
-    let places: Vec<_> = keys().filter_map(|key| Some((key, place(key)?))).collect();
-    if let Ok(config) = read(whole, good) {
+    let places = places(&good);
+    if let Ok(config) = read(&whole, good) {
         for (key, text) in Settings::problems_of_file(&RunArgs::default(), config) {
-            let at = places.iter().find(|(known, _)| *known == key).map_or(0, |(_, at)| *at);
+            let at = places.iter().find(|(place, _)| place.is(key, &text)).map_or(0, |(_, at)| *at);
             found.push(Mistake { at, text });
         }
     }
@@ -99,55 +91,92 @@ fn mistakes(text: &str) -> Vec<Mistake> {
     found
 }
 
-type Key<'a> = Spanned<toml::de::DeString<'a>>;
-type Value<'a> = Spanned<DeValue<'a>>;
-
-fn one<'a>(key: &Key<'a>, value: Value<'a>) -> DeTable<'a> {
-    let mut table = DeTable::new();
-    table.insert(key.clone(), value);
-    table
-}
-
-/// A value, or of a table of tables one for each key of these.
-fn parts<'a>(value: &Value<'a>) -> Vec<Value<'a>> {
-    let span = value.span();
-    let DeValue::Table(tables) = value.get_ref() else { return vec![value.clone()] };
-    let within = |(name, table): (&Key<'a>, &Value<'a>)| -> Vec<Value<'a>> {
-        let DeValue::Table(keys) = table.get_ref() else { return vec![value.clone()] };
-        let wrap = |key: &Key<'a>, inner: DeTable<'a>| {
-            Spanned::new(
-                span.clone(),
-                DeValue::Table(one(key, Spanned::new(table.span(), DeValue::Table(inner)))),
-            )
-        };
-        keys.iter().map(|(key, inner)| wrap(name, one(key, inner.clone()))).collect()
+/// What is in order, but may not be meant: tables of ports that the file does not ask for.
+fn notes(text: &str) -> Vec<Mistake> {
+    let (table, _) = DeTable::parse_recoverable(text);
+    let (whole, places) = (table.span(), places(table.get_ref()));
+    let Ok(config) = read(&whole, table.into_inner()) else { return Vec::new() };
+    let asked_for = |name: &str| {
+        let spec = |text: &String| text.parse().is_ok_and(|spec: PortSpec| spec.matches(name));
+        config.ports.is_empty() || config.ports.iter().any(spec)
     };
-    tables.iter().flat_map(within).collect()
+    let note = |(place, at): &(Place, usize)| {
+        let Place::Port(name) = place else { return None };
+        let similarity = |port: &&String| strsim::jaro_winkler(port, name);
+        let nearest = config.ports.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
+        let text = format!(
+            "[port.{name}] is for no interface in 'ports'; did you mean '{}'?",
+            nearest.map_or("", String::as_str)
+        );
+        (!asked_for(name)).then_some(Mistake { at: *at, text })
+    };
+    places.iter().filter_map(note).collect()
 }
 
-fn read(span: Range<usize>, table: DeTable<'_>) -> Result<Config, toml::de::Error> {
-    Config::deserialize(Deserializer::from(Spanned::new(span, table)))
+/// The first mistake of a file that cannot be read, with its place.
+pub(super) fn first_mistake(text: &str) -> Option<String> {
+    let first = mistakes(text).into_iter().next();
+    first.map(|mistake| format!("{}: {}", position(text, mistake.at), mistake.text))
 }
 
-fn of_toml(err: &toml::de::Error, otherwise: usize) -> Mistake {
-    let at = err.span().map_or(otherwise, |span| span.start);
-    Mistake { at, text: err.message().replace('\n', " ") }
+/// A key, or the table of a port.
+enum Place {
+    Key(String),
+    Port(String),
 }
 
-/// Every key there is.
-fn keys() -> impl Iterator<Item = &'static str> {
-    let key = |line: &'static str| Some(line.strip_prefix("# ")?.split_once(" = ")?.0);
-    let top = EXPLAINED.lines().take_while(|line| !line.starts_with("# ["));
-    top.filter_map(key).filter(|key| !key.contains(' ')).chain(["port"])
-}
-
-fn unknown(name: &str) -> String {
-    let similar = keys().map(|key| (strsim::jaro_winkler(key, name), key));
-    let nearest = similar.max_by(|a, b| a.0.total_cmp(&b.0));
-    match nearest.filter(|(similarity, _)| *similarity > SIMILAR_MIN) {
-        Some((_, key)) => format!("there is no key '{name}'; did you mean '{key}'?"),
-        None => format!("there is no key '{name}'; config/upcalld.toml explains every key"),
+impl Place {
+    /// Is it where this is wrong, of this key?
+    fn is(&self, key: &str, text: &str) -> bool {
+        match self {
+            Self::Key(name) => name == key && key != "port",
+            Self::Port(name) => text.starts_with(&format!("[port.{name}] ")),
+        }
     }
+}
+
+fn places(table: &DeTable<'_>) -> Vec<(Place, usize)> {
+    let mut places = Vec::new();
+    for (key, value) in table {
+        places.push((Place::Key(key.get_ref().to_string()), key.span().start));
+        if let ("port", DeValue::Table(ports)) = (key.get_ref().as_ref(), value.get_ref()) {
+            let place =
+                |port: &Key<'_>| (Place::Port(port.get_ref().to_string()), port.span().start);
+            places.extend(ports.keys().map(place));
+        }
+    }
+    places
+}
+
+/// What is no TOML: the first thing of each line, with the key that it is the value of or the line begins
+/// with.
+fn of_syntax(text: &str, table: &DeTable<'_>, errors: &[toml::de::Error]) -> Vec<Mistake> {
+    let mut found: Vec<Mistake> = Vec::new();
+    for err in errors {
+        let at = err.span().map_or(0, |span| span.start);
+        if found.iter().any(|mistake| line_of(text, mistake.at) == line_of(text, at)) {
+            continue;
+        }
+        let line = text.lines().nth(line_of(text, at)).unwrap_or_default().trim();
+        let key = table.iter().find(|(_, value)| value.span().contains(&at));
+        let key = match key {
+            Some((key, _)) => key.get_ref().to_string(),
+            None => line.split('=').next().unwrap_or_default().trim().to_owned(),
+        };
+        let message = plain(err);
+        let remedy = match keys().find(|(known, _)| *known == key) {
+            _ if message.contains("duplicate key") => "; leave one of them".to_owned(),
+            Some((_, example)) => format!("; an example: {example}"),
+            None => String::new(),
+        };
+        found.push(Mistake { at, text: format!("{key}: {message}{remedy}") });
+    }
+    found
+}
+
+/// The number of the line of a byte, from 0.
+fn line_of(text: &str, at: usize) -> usize {
+    text.as_bytes()[..at.min(text.len())].split(|byte| *byte == b'\n').count() - 1
 }
 
 #[cfg(test)]
@@ -180,7 +209,7 @@ metrics = 'here'
             (":3:1:", "from 1 to 1024"),
             (":4:11:", "expected a duration"),
             (":5:12:", "per-cpu"),
-            (":6:16:", "wanted string"),
+            (":6:16:", "expected a text"),
             (":8:1:", "'d' is no pair"),
             (":8:1:", "'b' is cross-connected twice"),
             (":9:1:", "at least 10ms"),
@@ -204,9 +233,11 @@ mac_max = 'many'
 broadcast_rate = '1/s'
 ";
         let found = found(text);
-        for (at, what) in
-            [(":3:1:", "unknown field `acess`"), (":4:11:", "invalid type"), (":6:18:", "5000:500")]
-        {
+        for (at, what) in [
+            (":3:1:", "did you mean 'access'?"),
+            (":4:11:", "expected a number"),
+            (":6:18:", "5000:500"),
+        ] {
             let told = found.iter().any(|line| line.starts_with(at) && line.contains(what));
             assert!(told, "no {at} {what} in {found:#?}");
         }
@@ -215,6 +246,69 @@ broadcast_rate = '1/s'
         let found = self::found(right_one_by_one);
         assert!(found.iter().any(|line| line.contains("[port.a] VLAN 5000")), "{found:#?}");
         assert!(found.iter().any(|line| line.contains("[port.b] static_macs")), "{found:#?}");
+    }
+
+    /// Mistakes that people make: each is told with its place, its key and what to write.
+    #[test]
+    fn typical_mistakes_are_told_with_a_remedy() {
+        for (text, at, words) in [
+            // A near key is meant, which the value is right for.
+            ("port = ['veth0']", ":1:8:", &["port: ", "did you mean 'ports'?"][..]),
+            ("[ports.veth0]\naccess = 1", ":1:2:", &["ports: ", "did you mean 'port'?"]),
+            (
+                "recv_buffer_bytes_total = 999999",
+                ":1:1:",
+                &["did you mean 'recv_buffer_total_bytes'?"],
+            ),
+            // Units and types.
+            ("mac_age = 300", ":1:11:", &["mac_age: ", "a duration", "mac_age = \"5m\""]),
+            ("flow_idle = '10'", ":1:13:", &["flow_idle: ", "flow_idle = \"10s\""]),
+            ("recv_buffer_bytes = '2M'", ":1:21:", &["recv_buffer_bytes: ", "= 2097152"]),
+            ("port_rate = 20000", ":1:13:", &["port_rate: ", "port_rate = \"20000:2000\""]),
+            ("storm_shield = true", ":1:16:", &["storm_shield: ", "storm_shield = \"on\""]),
+            ("keep = 'yes'", ":1:8:", &["keep: ", "keep = false"]),
+            ("workers = '4'", ":1:11:", &["workers: ", "workers = 4"]),
+            ("ports = 'veth0'", ":1:9:", &["ports: ", "ports = [\"eth1\", \"veth*\"]"]),
+            // Values.
+            ("dispatch = 'percpu'", ":1:12:", &["dispatch: ", "per-cpu"]),
+            ("handler = 'switch'", ":1:11:", &["handler: ", "learning-switch"]),
+            ("[port.a]\ntrunk = [1, '9-5']", ":2:13:", &["trunk: ", "write \"5-9\""]),
+            // Places.
+            ("workers = 1\nworkers = 2", ":2:1:", &["workers: duplicate key", "leave one of them"]),
+            (
+                "[port.a]\naccess = 1\nworkers = 2",
+                ":3:1:",
+                &["'workers'", "above the first [port.NAME]"],
+            ),
+            ("access = 1", ":1:1:", &["'access'", "below a line [port.NAME]"]),
+            ("[limits]\nflow_max = 1", ":1:2:", &["no table [limits]", "in no table"]),
+            ("[[port]]\nname = 'a'", ":1:1:", &["port: ", "[port.veth0]"]),
+            ("[port]\na = 10", ":2:5:", &["port: ", "[port.veth0]"]),
+            ("[port.a]\n[port.a]", ":2:7:", &["[port.a]: duplicate key", "leave one of them"]),
+            ("datapath = dp0", ":1:12:", &["datapath: ", "quoted", "datapath = \"dp0\""]),
+            ("[prot.a]\naccess = 1", ":1:2:", &["'prot'", "did you mean 'port'?"]),
+            ("ports = ['a'\nworkers = 1", ":2:1:", &["ports: missing comma", "ports = ["]),
+            (
+                "[port.a]\naccess = 1\n[port.b]\nnative = 7",
+                ":3:7:",
+                &["[port.b] native needs a trunk"],
+            ),
+        ] {
+            let found = found(text);
+            let told = |line: &String| {
+                line.starts_with(at) && words.iter().all(|word| line.contains(word))
+            };
+            assert!(found.iter().any(told), "{text:?} at {at}, {words:?}: {found:#?}");
+        }
+    }
+
+    #[test]
+    fn a_table_of_a_port_that_is_not_asked_for_is_noted() {
+        let text = "ports = ['veth0', 'eth*']\n[port.vteh0]\n[port.eth7]\n[port.veth0]\n";
+        let notes = notes(text);
+        assert_eq!((notes.len(), position(text, notes[0].at).as_str()), (1, ":2:7"));
+        assert!(notes[0].text.contains("did you mean 'veth0'?"), "{notes:?}");
+        assert!(super::notes("[port.a]\n").is_empty(), "ports may be on the command line");
     }
 
     #[test]
@@ -226,7 +320,7 @@ broadcast_rate = '1/s'
 
     #[test]
     fn the_file_we_ship_and_one_without_a_datapath_are_in_order() {
-        assert!(found(EXPLAINED).is_empty());
+        assert!(found(part::EXPLAINED).is_empty());
         assert!(found("workers = 2\n").is_empty());
         assert!(keys().count() > 20);
     }
