@@ -15,8 +15,8 @@
 //! # Ok::<(), text::TextError>(())
 //! ```
 //!
-//! With a mask, fields that are not matched are left out, and partly matched ones are `value/mask`.
-//! Without one every field is printed. What has no text form of its own (an unknown attribute, a
+//! With a mask, fields that are not matched are left out, and partly matched ones are `value/mask`
+//! ([`KeyText::whole`] leaves none out). Without one every field is printed. What has no text form of its own (an unknown attribute, a
 //! length that is wrong for its type) is `key31(00 01/ff ff)` or `action31(00 01)`, and parses back.
 //!
 //! Where the peer's text would lose something, ours says more: `drop(REASON)` for the drop action
@@ -63,20 +63,83 @@ pub struct TextError {
 pub struct KeyText<'a> {
     key: FlowKey<'a>,
     mask: Option<FlowKey<'a>>,
+    how: How<'a>,
 }
 
 /// The text of an action list. [`fmt::Display`] prints it.
 #[derive(Debug, Clone, Copy)]
-pub struct ActionsText<'a>(Actions<'a>);
+pub struct ActionsText<'a> {
+    actions: Actions<'a>,
+    how: How<'a>,
+}
+
+/// How keys and actions are written.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct How<'a> {
+    /// Nests around what is written.
+    depth: usize,
+    /// Are fields written that are not matched?
+    all: bool,
+    /// Names that ports are written by, sorted by number.
+    names: &'a [(u32, String)],
+}
+
+impl<'a> How<'a> {
+    fn deeper(self) -> Self {
+        Self { depth: self.depth + 1, ..self }
+    }
+
+    fn port(self, number: u32) -> PortText<'a> {
+        let at = self.names.binary_search_by_key(&number, |(number, _)| *number).ok();
+        PortText(number, at.map(|at| self.names[at].1.as_str()))
+    }
+}
+
+/// A port's name, or its number.
+struct PortText<'a>(u32, Option<&'a str>);
+
+impl fmt::Display for PortText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1 {
+            Some(name) => f.write_str(name),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
 
 /// The text of a key, and of the mask on it.
 pub fn format_key<'a>(key: FlowKey<'a>, mask: Option<FlowKey<'a>>) -> KeyText<'a> {
-    KeyText { key, mask }
+    KeyText { key, mask, how: How::default() }
+}
+
+impl<'a> KeyText<'a> {
+    /// With the fields that are not matched, as `value/0`; as `ovs-dpctl -m` does.
+    #[must_use]
+    pub fn whole(mut self) -> Self {
+        self.how.all = true;
+        self
+    }
+
+    /// With ports by name where there is one; `names` are sorted by number.
+    #[must_use]
+    pub fn names(mut self, names: &'a [(u32, String)]) -> Self {
+        self.how.names = names;
+        self
+    }
+}
+
+impl<'a> ActionsText<'a> {
+    /// With ports by name where there is one; `names` are sorted by number.
+    #[must_use]
+    pub fn names(mut self, names: &'a [(u32, String)]) -> Self {
+        self.how.names = names;
+        self
+    }
 }
 
 /// The text of an action list; `drop` if it is empty.
 pub fn format_actions(actions: Actions<'_>) -> ActionsText<'_> {
-    ActionsText(actions)
+    ActionsText { actions, how: How::default() }
 }
 
 /// Appends the attributes that `text` describes to `key` and `mask`, whose lengths must be multiples
@@ -107,13 +170,18 @@ impl fmt::Display for KeyText<'_> {
         if self.key.as_bytes().is_empty() {
             return f.write_str(EMPTY);
         }
-        key_write::write_key(f, self.key.as_bytes(), self.mask.map(|mask| mask.as_bytes()), 0)
+        key_write::write_key(
+            f,
+            self.key.as_bytes(),
+            self.mask.map(|mask| mask.as_bytes()),
+            self.how,
+        )
     }
 }
 
 impl fmt::Display for ActionsText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        action_write::write_actions(f, self.0, 0)
+        action_write::write_actions(f, self.actions, self.how)
     }
 }
 

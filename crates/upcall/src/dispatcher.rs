@@ -19,7 +19,7 @@ use tokio::time::MissedTickBehavior;
 use upcall_core::{LatencySnapshot, LedgerSnapshot};
 
 pub use hot::{HotFlow, HotFlows};
-pub use inspect::FlowText;
+pub use inspect::{FlowFilter, FlowQuery, FlowText};
 
 use crate::assembly::Assembly;
 use crate::builder::Builder;

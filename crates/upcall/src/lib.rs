@@ -190,7 +190,7 @@ mod wakes;
 mod worker;
 
 pub use builder::{Builder, InstallPolicy, Limits, OnPortGone, Shape};
-pub use dispatcher::{Dispatcher, FlowText, HotFlow, HotFlows};
+pub use dispatcher::{Dispatcher, FlowFilter, FlowQuery, FlowText, HotFlow, HotFlows};
 pub use error::{Error, ErrorKind, Failure};
 pub use handler::{Fate, FlowView, Handler, Upcall, Verdict};
 pub use in_flight::InFlight;

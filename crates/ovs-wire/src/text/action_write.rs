@@ -6,7 +6,7 @@ use crate::action::{Action, Actions, DEPTH_MAX};
 use crate::attr::{Attrs, align};
 use crate::key::{KeyAttr, LAYOUT_MAX};
 use crate::text::key_write::{mpls_parts, write_attr, write_leftover, write_vlan};
-use crate::text::{CHex, Comma, HexBytes, ct_write};
+use crate::text::{CHex, Comma, HexBytes, How, PortText, ct_write};
 
 /// Tag protocol id that is not printed.
 pub(super) const TPID_DEFAULT: u16 = 0x8100;
@@ -15,7 +15,7 @@ pub(super) const TPID_DEFAULT: u16 = 0x8100;
 pub(super) fn write_actions(
     f: &mut Formatter<'_>,
     actions: Actions<'_>,
-    depth: usize,
+    how: How<'_>,
 ) -> fmt::Result {
     if actions.is_empty() {
         return f.write_str("drop");
@@ -30,7 +30,7 @@ pub(super) fn write_actions(
         comma.put(f)?;
         match Action::parse(&attr) {
             Ok(Action::Drop(0)) if !first => f.write_str("drop")?,
-            Ok(action) if has_text(&action, depth) => write_action(f, &action, depth)?,
+            Ok(action) if has_text(&action, how) => write_action(f, &action, how)?,
             _ => write_generic(f, attr.kind, attr.payload)?,
         }
     }
@@ -43,9 +43,9 @@ fn write_generic(f: &mut Formatter<'_>, kind: u16, payload: &[u8]) -> fmt::Resul
 }
 
 /// Whether an action has a text form that can say it all.
-fn has_text(action: &Action<'_>, depth: usize) -> bool {
+fn has_text(action: &Action<'_>, how: How<'_>) -> bool {
     let nest = |nests: &[Actions<'_>]| {
-        depth + 1 < DEPTH_MAX
+        how.depth + 1 < DEPTH_MAX
             && nests.iter().all(|nest| {
                 nest.as_bytes().len().is_multiple_of(4)
                     && Attrs::new(nest.as_bytes()).all(|attr| attr.is_ok())
@@ -63,11 +63,12 @@ fn has_text(action: &Action<'_>, depth: usize) -> bool {
     }
 }
 
-fn write_action(f: &mut Formatter<'_>, action: &Action<'_>, depth: usize) -> fmt::Result {
+fn write_action(f: &mut Formatter<'_>, action: &Action<'_>, how: How<'_>) -> fmt::Result {
     match *action {
-        Action::Output(port) => write!(f, "{port}"),
+        Action::Output(port) => write!(f, "{}", how.port(port)),
         Action::Userspace { pid, userdata, egress_tun_port, actions } => {
-            write_userspace(f, pid, userdata, egress_tun_port, actions)
+            let tunnel_port = egress_tun_port.map(|port| how.port(port));
+            write_userspace(f, pid, userdata, tunnel_port, actions)
         }
         Action::Set(key) => write_set(f, &key, None),
         Action::SetMasked { key, mask } => write_set(f, &key, Some(&mask)),
@@ -76,7 +77,7 @@ fn write_action(f: &mut Formatter<'_>, action: &Action<'_>, depth: usize) -> fmt
             if tpid != TPID_DEFAULT {
                 write!(f, "tpid=0x{tpid:04x},")?;
             }
-            write_vlan(f, tci.0, None)?;
+            write_vlan(f, tci.0, None, false)?;
             f.write_str(")")
         }
         Action::PopVlan => f.write_str("pop_vlan"),
@@ -102,33 +103,33 @@ fn write_action(f: &mut Formatter<'_>, action: &Action<'_>, depth: usize) -> fmt
             }
             f.write_str(")")
         }
-        _ => write_nested(f, action, depth + 1),
+        _ => write_nested(f, action, how.deeper()),
     }
 }
 
 /// Actions that contain actions.
-fn write_nested(f: &mut Formatter<'_>, action: &Action<'_>, depth: usize) -> fmt::Result {
+fn write_nested(f: &mut Formatter<'_>, action: &Action<'_>, how: How<'_>) -> fmt::Result {
     match *action {
         Action::Sample { probability, actions } => {
             write!(f, "sample(sample={}%,actions(", Percent(probability))?;
-            write_actions(f, actions, depth)?;
+            write_actions(f, actions, how)?;
             f.write_str("))")
         }
         Action::Clone(actions) => {
             f.write_str("clone(")?;
-            write_actions(f, actions, depth)?;
+            write_actions(f, actions, how)?;
             f.write_str(")")
         }
         Action::CheckPktLen { pkt_len, greater, less_equal } => {
             write!(f, "check_pkt_len(size={pkt_len},gt(")?;
-            write_actions(f, greater, depth)?;
+            write_actions(f, greater, how)?;
             f.write_str("),le(")?;
-            write_actions(f, less_equal, depth)?;
+            write_actions(f, less_equal, how)?;
             f.write_str("))")
         }
         Action::DecTtl(actions) => {
             f.write_str("dec_ttl(le_1(")?;
-            write_actions(f, actions, depth)?;
+            write_actions(f, actions, how)?;
             f.write_str("))")
         }
         _ => Ok(()),
@@ -139,7 +140,7 @@ fn write_userspace(
     f: &mut Formatter<'_>,
     pid: u32,
     userdata: Option<&[u8]>,
-    tunnel_port: Option<u32>,
+    tunnel_port: Option<PortText<'_>>,
     actions: bool,
 ) -> fmt::Result {
     write!(f, "userspace(pid={pid}")?;
@@ -159,7 +160,7 @@ fn write_set(f: &mut Formatter<'_>, key: &KeyAttr<'_>, mask: Option<&KeyAttr<'_>
     let (mut key_bytes, mut mask_bytes) = ([0; LAYOUT_MAX], [0; LAYOUT_MAX]);
     let mask = mask.map(|mask| mask.payload(&mut mask_bytes));
     f.write_str("set(")?;
-    write_attr(f, key.kind(), key.payload(&mut key_bytes), mask, 0)?;
+    write_attr(f, key.kind(), key.payload(&mut key_bytes), mask, How::default())?;
     f.write_str(")")
 }
 

@@ -7,14 +7,14 @@ use crate::attr::{Attr, Attrs, align};
 use crate::key::{MacAddr, VlanTci, kind};
 use crate::mask::KEY_DEPTH_MAX;
 use crate::text::forms::{self, Body, CT_STATE_NAMES, FRAG_NAMES, Field, Form, Show, be, ne};
-use crate::text::{CHex, Comma, HexBytes, tunnel};
+use crate::text::{CHex, Comma, HexBytes, How, tunnel};
 
 /// Writes the attributes of `key`, under `mask` if there is one.
 pub(super) fn write_key(
     f: &mut Formatter<'_>,
     key: &[u8],
     mask: Option<&[u8]>,
-    depth: usize,
+    how: How<'_>,
 ) -> fmt::Result {
     let mut comma = Comma::new();
     let mut read = 0;
@@ -28,11 +28,11 @@ pub(super) fn write_key(
         let nest = matches!(attr.kind, kind::ENCAP | kind::TUNNEL);
         let absent = if nest { &[][..] } else { &zeros };
         let bits = mask.map(|mask| find(mask, attr.kind).unwrap_or(absent));
-        if bits.is_some_and(|bits| is_hidden(attr.kind, bits)) {
+        if !how.all && bits.is_some_and(|bits| is_hidden(attr.kind, bits)) {
             continue;
         }
         comma.put(f)?;
-        write_attr(f, attr.kind, attr.payload, bits, depth)?;
+        write_attr(f, attr.kind, attr.payload, bits, how)?;
     }
     write_leftover(f, key, read)?;
     if let Some(bits) = mask.and_then(|mask| find(mask, kind::ETHERTYPE)).filter(|_| !eth_type)
@@ -71,13 +71,13 @@ pub(super) fn write_attr(
     kind: u16,
     key: &[u8],
     mask: Option<&[u8]>,
-    depth: usize,
+    how: How<'_>,
 ) -> fmt::Result {
-    let Some(form) = forms::by_kind(kind).filter(|form| has_text(form, key, mask, depth)) else {
+    let Some(form) = forms::by_kind(kind).filter(|form| has_text(form, key, mask, how)) else {
         return write_generic(f, kind, key, mask);
     };
     write!(f, "{}(", form.name)?;
-    write_body(f, form, key, mask, depth)?;
+    write_body(f, form, key, mask, how)?;
     f.write_str(")")
 }
 
@@ -97,7 +97,7 @@ pub(super) fn write_generic(
 }
 
 /// Whether the text form can say it all.
-fn has_text(form: &Form, key: &[u8], mask: Option<&[u8]>, depth: usize) -> bool {
+fn has_text(form: &Form, key: &[u8], mask: Option<&[u8]>, how: How<'_>) -> bool {
     if form.len != 0 && (key.len() != form.len || mask.is_some_and(|mask| mask.len() != form.len)) {
         return false;
     }
@@ -110,12 +110,12 @@ fn has_text(form: &Form, key: &[u8], mask: Option<&[u8]>, depth: usize) -> bool 
             mask.iter().all(|&byte| byte == 0xff) || ne(mask) >> CT_STATE_NAMES.len() == 0
         }),
         // The text of a mask implies the bit that says that there is a tag.
-        Body::Vlan => mask.is_none_or(|mask| mask[0] & 0x10 != 0),
+        Body::Vlan => how.all || mask.is_none_or(|mask| mask[0] & 0x10 != 0),
         Body::Mpls => {
             let whole = !key.is_empty() && key.len().is_multiple_of(4);
             whole && mask.is_none_or(|mask| mask.len() == key.len())
         }
-        Body::Encap => depth < KEY_DEPTH_MAX && is_whole(key) && mask.is_none_or(is_whole),
+        Body::Encap => how.depth < KEY_DEPTH_MAX && is_whole(key) && mask.is_none_or(is_whole),
         Body::Tunnel => is_whole(key) && mask.is_none_or(is_whole),
         _ => true,
     }
@@ -131,11 +131,12 @@ fn write_body(
     form: &Form,
     key: &[u8],
     mask: Option<&[u8]>,
-    depth: usize,
+    how: How<'_>,
 ) -> fmt::Result {
     let partial = mask.filter(|mask| !forms::is_exact(form, mask));
     match form.body {
-        Body::Fields(fields) => write_fields(f, fields, key, mask),
+        Body::Fields(fields) => write_fields(f, fields, key, mask, how),
+        Body::DecNe if partial.is_none() => write!(f, "{}", how.port(ne(key) as u32)),
         Body::DecNe => {
             write!(f, "{}", ne(key))?;
             partial.map_or(Ok(()), |mask| write!(f, "/{}", CHex(ne(mask))))
@@ -154,15 +155,19 @@ fn write_body(
         }
         // Without a mask the peer prints connection states as a number.
         Body::StateFlags if mask.is_none() => write!(f, "{}", CHex(ne(key))),
+        Body::StateFlags if how.all => {
+            write!(f, "{}", CHex(ne(key)))?;
+            partial.map_or(Ok(()), |mask| write!(f, "/{}", CHex(ne(mask))))
+        }
         Body::StateFlags => write_flags(f, CT_STATE_NAMES, ne(key), partial.map(ne)),
         Body::TcpFlags => {
             let bits = partial.map(|mask| (be(mask) & 0xfff) as u64);
             write_flags(f, forms::TCP_FLAG_NAMES, be(key) as u64, bits)
         }
-        Body::Vlan => write_vlan(f, be(key) as u16, mask.map(|mask| be(mask) as u16)),
+        Body::Vlan => write_vlan(f, be(key) as u16, mask.map(|mask| be(mask) as u16), how.all),
         Body::Mpls => write_mpls(f, key, partial),
-        Body::Encap => write_key(f, key, mask, depth + 1),
-        Body::Tunnel => tunnel::write_tunnel(f, key, mask),
+        Body::Encap => write_key(f, key, mask, how.deeper()),
+        Body::Tunnel => tunnel::write_tunnel(f, key, mask, how),
     }
 }
 
@@ -171,12 +176,15 @@ fn write_fields(
     fields: &[Field],
     key: &[u8],
     mask: Option<&[u8]>,
+    how: How<'_>,
 ) -> fmt::Result {
     let mut comma = Comma::new();
     for field in fields {
         let range = field.start..field.end;
         let bits = mask.map(|mask| &mask[range.clone()]);
-        if bits.is_some_and(|bits| bits.iter().all(|&byte| byte == 0)) {
+        // A kind of fragment that is not matched has no form.
+        let hides = !how.all || field.show == Show::Frag;
+        if hides && bits.is_some_and(|bits| bits.iter().all(|&byte| byte == 0)) {
             continue;
         }
         comma.put(f)?;
@@ -264,18 +272,23 @@ pub(super) fn write_flags(
     Ok(())
 }
 
-/// Writes a VLAN tag; without a mask both fields.
-pub(super) fn write_vlan(f: &mut Formatter<'_>, tci: u16, mask: Option<u16>) -> fmt::Result {
+/// Writes a VLAN tag; without a mask, or if `all` are asked for, both fields.
+pub(super) fn write_vlan(
+    f: &mut Formatter<'_>,
+    tci: u16,
+    mask: Option<u16>,
+    all: bool,
+) -> fmt::Result {
     let mut comma = Comma::new();
     let (tci, bits) = (VlanTci(tci), VlanTci(mask.unwrap_or(u16::MAX)));
-    if tci.vid() != 0 || bits.vid() != 0 {
+    if all || tci.vid() != 0 || bits.vid() != 0 {
         comma.put(f)?;
         write!(f, "vid={}", tci.vid())?;
         if bits.vid() != VlanTci::VID_MASK {
             write!(f, "/0x{:x}", bits.vid())?;
         }
     }
-    if tci.pcp() != 0 || bits.pcp() != 0 {
+    if all || tci.pcp() != 0 || bits.pcp() != 0 {
         comma.put(f)?;
         write!(f, "pcp={}", tci.pcp())?;
         if bits.pcp() != 7 {

@@ -162,3 +162,26 @@ fn what_is_no_attribute_is_shown_as_bytes() {
     assert_eq!(format_key(FlowKey::new(&[]), None).to_string(), "<empty>");
     assert_eq!(parse_key("<empty>", &mut Vec::new(), &mut Vec::new()), Ok(()));
 }
+
+#[test]
+fn a_whole_key_has_what_is_not_matched_too_and_ports_have_names() {
+    let text = "skb_priority(0x7),in_port(2),ct_state(0x20),eth(src=02:00:00:00:00:01,\
+                dst=02:00:00:00:00:02),eth_type(0x8100),vlan(vid=5,pcp=3),encap(eth_type(0x0800),\
+                ipv4(src=10.0.0.1,dst=10.0.0.2,proto=6,tos=0,ttl=64,frag=no),tcp(src=80,dst=90),\
+                tcp_flags(syn))";
+    let (mut key, mut mask, mut none) = (Vec::new(), Vec::new(), Vec::new());
+    parse_key(text, &mut key, &mut none).unwrap();
+    let matched = "in_port(2),eth(src=02:00:00:00:00:01),eth_type(0x8100),encap(ipv4(proto=6))";
+    parse_key(matched, &mut Vec::new(), &mut mask).unwrap();
+    let names = [(1, "veth0".to_owned()), (2, "veth1".to_owned())];
+    let whole = format_key(FlowKey::new(&key), Some(FlowKey::new(&mask))).whole().names(&names);
+    let wanted = "skb_priority(0x7/0),in_port(veth1),ct_state(0x20/0),eth(src=02:00:00:00:00:01,\
+                  dst=02:00:00:00:00:02/00:00:00:00:00:00),eth_type(0x8100),vlan(vid=5/0x0,pcp=3/0x0),\
+                  encap(eth_type(0x0800/0x0000),ipv4(src=10.0.0.1/0.0.0.0,dst=10.0.0.2/0.0.0.0,proto=6,\
+                  tos=0/0,ttl=64/0),tcp(src=80/0,dst=90/0),tcp_flags(0/0))";
+    assert_eq!(whole.to_string(), wanted);
+    let mut actions = Vec::new();
+    parse_actions("1,clone(2),3", &mut actions).unwrap();
+    let actions = format_actions(Actions::new(&actions)).names(&names);
+    assert_eq!(actions.to_string(), "veth0,clone(veth1),3");
+}

@@ -11,7 +11,7 @@ use crate::text::cursor::Cursor;
 use crate::text::forms::Show;
 use crate::text::key_read::{read_generic, read_value};
 use crate::text::key_write::{write_flags, write_generic, write_value};
-use crate::text::{Comma, TextError};
+use crate::text::{Comma, How, TextError};
 
 /// The tunnel id is a big-endian u64.
 const ID_LEN: usize = 8;
@@ -38,7 +38,12 @@ const FLAG_ALL: u64 = 0xf;
 const ORDER: [u16; 16] = [0, 1, 2, 12, 13, 16, 3, 4, 5, 6, 9, 10, 7, 8, 11, 15];
 
 /// Writes the attributes of a tunnel, each with its own mask.
-pub(super) fn write_tunnel(f: &mut Formatter<'_>, key: &[u8], mask: Option<&[u8]>) -> fmt::Result {
+pub(super) fn write_tunnel(
+    f: &mut Formatter<'_>,
+    key: &[u8],
+    mask: Option<&[u8]>,
+    how: How<'_>,
+) -> fmt::Result {
     let mut comma = Comma::new();
     for attr in Attrs::new(key).flatten() {
         if flag(&attr).is_some() {
@@ -46,12 +51,13 @@ pub(super) fn write_tunnel(f: &mut Formatter<'_>, key: &[u8], mask: Option<&[u8]
         }
         let bits = mask.map(|mask| Attrs::new(mask).find(attr.kind).ok().flatten());
         let bits = bits.map(|bits| bits.map_or(&[][..], |bits| bits.payload));
-        if bits.is_some_and(|bits| bits.iter().all(|&byte| byte == 0)) {
+        if !how.all && bits.is_some_and(|bits| bits.iter().all(|&byte| byte == 0)) {
             continue;
         }
         comma.put(f)?;
         let field = FIELDS.iter().find(|&&(kind, _, len, _)| {
-            let fits = attr.payload.len() == len && bits.is_none_or(|bits| bits.len() == len);
+            let masks = |bits: &[u8]| bits.is_empty() || bits.len() == len;
+            let fits = attr.payload.len() == len && bits.is_none_or(masks);
             kind == attr.kind && fits
         });
         if let Some(&(_, name, _, show)) = field {
@@ -61,7 +67,7 @@ pub(super) fn write_tunnel(f: &mut Formatter<'_>, key: &[u8], mask: Option<&[u8]
         }
         write_generic(f, attr.kind, attr.payload, bits)?;
     }
-    write_tunnel_flags(f, &mut comma, key, mask)
+    write_tunnel_flags(f, &mut comma, key, mask, how)
 }
 
 fn write_tunnel_flags(
@@ -69,11 +75,12 @@ fn write_tunnel_flags(
     comma: &mut Comma,
     key: &[u8],
     mask: Option<&[u8]>,
+    how: How<'_>,
 ) -> fmt::Result {
     // Whether there is a tunnel id is matched with the id, of which there must be one in the key.
     let named = FLAG_ALL & !FLAG_KEY | flags(key) & FLAG_KEY;
     let bits = mask.map(|mask| flags(mask) & named);
-    if bits == Some(0) {
+    if bits == Some(0) && !how.all {
         return Ok(());
     }
     comma.put(f)?;

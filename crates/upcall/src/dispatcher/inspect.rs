@@ -8,12 +8,29 @@ use netlink_io::Socket;
 use ovs_wire::datapath::Datapath;
 use ovs_wire::flow::Flow;
 use ovs_wire::vport::Vport;
-use ovs_wire::{Actions, FlowKey, text};
+use ovs_wire::{Actions, FlowKey, KeySummary, text};
 
 use super::Dispatcher;
 use crate::flow_dump::{self, monotonic_ms};
 use crate::stop::flush;
 use crate::{Error, Limits, Observer, WorkerStats};
+
+/// Says of a flow, by key and mask, whether it is wanted.
+pub type FlowFilter<'a> = dyn Fn(&KeySummary, &KeySummary) -> bool + Sync + 'a;
+
+/// Which flows are wanted as text, and in which form.
+#[derive(Clone, Copy)]
+pub struct FlowQuery<'a> {
+    /// Bytes of text at most.
+    pub bytes_max: usize,
+    /// Every field with its mask, also those that are not matched, and the unique id of flows that have
+    /// one; as `ovs-dpctl -m`.
+    pub more: bool,
+    /// Ports by name.
+    pub names: bool,
+    /// Which flows; `None` is all.
+    pub filter: Option<&'a FlowFilter<'a>>,
+}
 
 /// The flow table as text.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -61,18 +78,24 @@ impl Dispatcher {
         **self.shared.limits.load()
     }
 
-    /// The flow table now, as text of at most `bytes_max`. It is read a piece at a time.
+    /// The flow table now, as text. It is read a piece at a time.
     ///
     /// # Errors
     ///
     /// When the kernel does not tell.
-    pub async fn flow_text(&self, bytes_max: usize) -> Result<FlowText, Error> {
+    pub async fn flow_text(&self, query: &FlowQuery<'_>) -> Result<FlowText, Error> {
         let error = || Error::system("read the flow table");
         let socket = Arc::new(Socket::open().map_err(error())?);
         let (family, now_ms) = (self.shared.flow_family, monotonic_ms());
+        let ports = self.shared.ports.load();
+        let wanted = ports.iter().filter(|_| query.names);
+        let names: Vec<_> = wanted.map(|port| (port.number, port.name.clone())).collect();
+        let form = Form { now_ms, more: query.more, names: &names };
         let mut found = FlowText::default();
         let each = |flow: &Flow<'_>| {
-            found.push(flow, now_ms, bytes_max);
+            if query.filter.is_none_or(|filter| passes(flow, filter)) {
+                found.push(flow, &form, query.bytes_max);
+            }
             Ok(())
         };
         flow_dump::read(&socket, family, self.dp.ifindex, each).await.map_err(error())?;
@@ -87,9 +110,9 @@ impl Dispatcher {
 }
 
 impl FlowText {
-    fn push(&mut self, flow: &Flow<'_>, now_ms: u64, bytes_max: usize) {
+    fn push(&mut self, flow: &Flow<'_>, form: &Form<'_>, bytes_max: usize) {
         let len = self.lines.len();
-        let _never_fails = write_flow(&mut self.lines, flow, now_ms);
+        let _never_fails = write_flow(&mut self.lines, flow, form);
         if self.lines.len() > bytes_max {
             self.lines.truncate(len);
             self.left_out += 1;
@@ -99,14 +122,36 @@ impl FlowText {
 
 pub(super) fn flow_line(flow: &Flow<'_>, now_ms: u64) -> String {
     let mut line = String::new();
-    let _never_fails = write_flow(&mut line, flow, now_ms);
+    let form = Form { now_ms, ..Form::default() };
+    let _never_fails = write_flow(&mut line, flow, &form);
     line.truncate(line.trim_end().len());
     line
 }
 
-fn write_flow(out: &mut String, flow: &Flow<'_>, now_ms: u64) -> fmt::Result {
+/// How a flow is written.
+#[derive(Clone, Copy, Default)]
+struct Form<'a> {
+    now_ms: u64,
+    /// Every field, and what else the peer's `-m` tells.
+    more: bool,
+    /// Of ports, by number.
+    names: &'a [(u32, String)],
+}
+
+fn passes(flow: &Flow<'_>, filter: &FlowFilter<'_>) -> bool {
+    let (key, mask) = (FlowKey::new(flow.key).summary(), FlowKey::new(flow.mask).summary());
+    key.is_ok_and(|key| mask.is_ok_and(|mask| filter(&key, &mask)))
+}
+
+fn write_flow(out: &mut String, flow: &Flow<'_>, form: &Form<'_>) -> fmt::Result {
+    let Form { now_ms, more, names } = *form;
     let (key, mask) = (FlowKey::new(flow.key), FlowKey::new(flow.mask));
-    write!(out, "{}, ", text::format_key(key, Some(mask)))?;
+    let key = text::format_key(key, Some(mask)).names(names);
+    match flow.ufid.filter(|_| more) {
+        Some(ufid) => write!(out, "{}, {}, ", Ufid(ufid), key.whole())?,
+        None if more => write!(out, "{}, ", key.whole())?,
+        None => write!(out, "{key}, ")?,
+    }
     write!(out, "packets:{}, bytes:{}, used:", flow.stats.packets, flow.stats.bytes)?;
     match flow.used_ms {
         Some(used) => {
@@ -118,7 +163,25 @@ fn write_flow(out: &mut String, flow: &Flow<'_>, now_ms: u64) -> fmt::Result {
     if flow.tcp_flags != 0 {
         write!(out, ", flags:{}", tcp_flags(flow.tcp_flags))?;
     }
-    writeln!(out, ", actions:{}", text::format_actions(Actions::new(flow.actions)))
+    if more {
+        out.push_str(", dp:ovs");
+    }
+    writeln!(out, ", actions:{}", text::format_actions(Actions::new(flow.actions)).names(names))
+}
+
+/// A unique id as the peer writes it, in numbers of 32 bits.
+struct Ufid<'a>(&'a [u8]);
+
+impl fmt::Display for Ufid<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ufid:")?;
+        let words = self.0.as_chunks::<4>().0.iter().map(|word| u32::from_ne_bytes(*word));
+        for (at, byte) in words.flat_map(u32::to_be_bytes).enumerate() {
+            let dash = if matches!(at, 4 | 6 | 8 | 10) { "-" } else { "" };
+            write!(f, "{dash}{byte:02x}")?;
+        }
+        Ok(())
+    }
 }
 
 /// One character for each flag that is set, in the peer's order (`packet_format_tcp_flags`).
@@ -148,11 +211,25 @@ mod tests {
             ufid: None,
         };
         let mut found = FlowText::default();
-        found.push(&flow, 1_250, 200);
+        let form = Form { now_ms: 1_250, ..Form::default() };
+        found.push(&flow, &form, 200);
         let line =
             "in_port(2),eth_type(0x0800), packets:7, bytes:420, used:0.250s, flags:S., actions:3\n";
         assert_eq!(found.lines, line);
-        found.push(&Flow { used_ms: None, tcp_flags: 0, ..flow }, 0, 100);
+        found.push(&Flow { used_ms: None, tcp_flags: 0, ..flow }, &form, 100);
         assert_eq!((found.lines.len(), found.left_out), (line.len(), 1));
+        let ufid: Vec<u8> = [0x0001_0203u32, 0x0405_0607, 0x0809_0a0b, 0x0c0d_0e0f]
+            .into_iter()
+            .flat_map(u32::to_ne_bytes)
+            .collect();
+        let names = [(2, "veth1".to_owned()), (3, "veth2".to_owned())];
+        let more = Form { more: true, names: &names, ..form };
+        let mut found = FlowText::default();
+        found.push(&Flow { ufid: Some(&ufid), tcp_flags: 0, ..flow }, &more, 200);
+        let line = "ufid:00010203-0405-0607-0809-0a0b0c0d0e0f, in_port(veth1),eth_type(0x0800), \
+                    packets:7, bytes:420, used:0.250s, dp:ovs, actions:veth2\n";
+        assert_eq!(found.lines, line);
+        let by_type = |key: &KeySummary, _: &KeySummary| key.eth_type == 0x0806;
+        assert!(!passes(&flow, &by_type) && passes(&flow, &|_, mask| mask.eth_type == 0xffff));
     }
 }

@@ -22,6 +22,8 @@ Examples:
       which station is behind which port
   upcalld ctl --json loss/show | jq .kernel_lost
       one number, for a script
+  upcalld ctl dpctl/dump-flows -m filter=tcp,nw_dst=10.0.0.0/8,in_port=veth0
+      flows that such packets may use, with all fields
   upcalld ctl vlog/set upcall:dbg
       log more of one module
   ovs-appctl -t /run/upcalld/dp0.ctl dpctl/show

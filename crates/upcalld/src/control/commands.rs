@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::{Map, Value};
 use upcall::Dispatcher;
 
-use super::{Answer, Counts, Format, History, Peer, Question, counters, dpif, fdb, vlog};
+use super::{Answer, Counts, Format, History, Peer, Question, counters, dpif, fdb, flows, vlog};
 use crate::handler::Policy;
 use crate::logging::Levels;
 use crate::metrics;
@@ -39,7 +39,7 @@ const MANY: usize = 64;
 /// Sorted by name.
 const COMMANDS: [Command; 26] = [
     command("coverage/show", "", 0),
-    Command { large: true, ..command("dpctl/dump-flows", "[dp]", 1) },
+    Command { large: true, ..command("dpctl/dump-flows", flows::USAGE, MANY) },
     Command { large: true, ..command("dpctl/show", "[-s] [dp...]", MANY) },
     command("dpif-netlink/dispatch-mode", "", 0),
     Command { large: true, ..command("dpif/show", "", 0) },
@@ -164,7 +164,7 @@ async fn run(
 ) -> Result<Answer, String> {
     match name {
         "coverage/show" => counters::coverage(view, format).await,
-        "dpctl/dump-flows" => dpif::dump_flows(view, arguments).await,
+        "dpctl/dump-flows" => flows::dump(view, arguments).await,
         "dpctl/show" => dpif::dpctl_show(view, arguments).await,
         "dpif-netlink/dispatch-mode" => dpif::dispatch_mode().await,
         "dpif/show" => dpif::show(view, format).await,

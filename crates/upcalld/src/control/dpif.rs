@@ -9,8 +9,6 @@ use upcall::{Datapath, Vport, VportType};
 use super::{Answer, Format, View, counters};
 use crate::counting::float;
 
-/// Longest dump of flows.
-const DUMP_BYTES_MAX: usize = 16 << 20;
 /// The peer's number of a bridge's own port (`OFPP_LOCAL`).
 const LOCAL: u32 = 65_534;
 
@@ -24,11 +22,11 @@ async fn datapath(view: View<'_>) -> Result<Datapath, String> {
 }
 
 /// Is this name of a datapath ours? The peer writes `system@` before it.
-fn is_ours(view: View<'_>, name: &str) -> bool {
+pub(super) fn is_ours(view: View<'_>, name: &str) -> bool {
     name.strip_prefix("system@").unwrap_or(name) == view.settings.datapath
 }
 
-fn refuse(view: View<'_>, name: &str) -> String {
+pub(super) fn refuse(view: View<'_>, name: &str) -> String {
     format!("'{name}' is not served here; '{}' is", view.settings.datapath)
 }
 
@@ -164,23 +162,6 @@ fn human(bytes: u64) -> String {
     unit.map_or_else(String::new, |(shift, unit)| {
         format!(" ({:.1} {unit})", float(bytes) / float(1 << shift))
     })
-}
-
-/// A line for each flow; behind a number that is too large, how many were left out.
-pub(super) async fn dump_flows(view: View<'_>, arguments: &[String]) -> Result<Answer, String> {
-    match arguments {
-        [word] if word.starts_with('-') => return Err(format!("unrecognized option {word}")),
-        [word] if word.contains('=') => return Err(format!("'{word}': there are no filters here")),
-        [name] if !is_ours(view, name) => return Err(refuse(view, name)),
-        _ => {}
-    }
-    let found = view.dispatcher.flow_text(DUMP_BYTES_MAX).await.map_err(failed)?;
-    let mut text = found.lines;
-    if found.left_out > 0 {
-        let mib = DUMP_BYTES_MAX >> 20;
-        let _ = writeln!(text, "({} flows left out: {mib} MiB at most)", found.left_out);
-    }
-    Ok(Answer::Text(text))
 }
 
 /// The mode of every kernel datapath of the network namespace.

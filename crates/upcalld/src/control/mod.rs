@@ -11,6 +11,8 @@ mod commands;
 mod counters;
 mod dpif;
 mod fdb;
+mod flow_filter;
+mod flows;
 mod frame;
 mod history;
 mod pidfile;

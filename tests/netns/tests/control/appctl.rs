@@ -81,8 +81,16 @@ fn our_forms_are_those_of_the_peers_tools() -> TestResult {
     let theirs = clean(&lab, "ovs-dpctl", &["show"])?;
     let ours = clean(&lab, "ovs-appctl", &["dpctl/show"])?;
     ensure!(shape(&theirs) == shape(&ours), "theirs:\n{theirs}\nours:\n{ours}");
+    let agreed = flows_agree(&lab, &[], &[])?;
+    ensure!(agreed.len() >= 2, "{agreed:#?}");
+    lab.finish_after_races()?;
+    Ok(())
+}
+
+/// What both sides say of the same flows, with these options and this filter.
+fn flows_agree(lab: &Lab, options: &[&str], filter: &[&str]) -> Result<Vec<String>> {
     // `used` goes on.
-    let flows = |text: &str| {
+    let lines = |text: &str| {
         let mut lines: Vec<_> = text
             .lines()
             .map(|line| {
@@ -94,11 +102,46 @@ fn our_forms_are_those_of_the_peers_tools() -> TestResult {
         lines.sort();
         lines
     };
-    let agreed = wait_agreed(|| {
-        let ours = flows(&clean(&lab, "ovs-appctl", &["dpctl/dump-flows"])?);
-        Ok((ours, flows(&clean(&lab, "ovs-dpctl", &["dump-flows", DATAPATH])?)))
-    })?;
-    ensure!(agreed.len() >= 2, "{agreed:#?}");
+    let ours = [&["dpctl/dump-flows"], options, filter].concat();
+    let theirs = [options, &["dump-flows", DATAPATH], filter].concat();
+    wait_agreed(|| {
+        let ours = lines(&clean(lab, "ovs-appctl", &ours)?);
+        Ok((ours, lines(&clean(lab, "ovs-dpctl", &theirs)?)))
+    })
+}
+
+#[test]
+fn flows_are_shown_and_chosen_as_by_the_peers_tool() -> TestResult {
+    if lacks_programs("flows_are_shown_and_chosen_as_by_the_peers_tool") {
+        return Ok(());
+    }
+    let lab = busy_lab()?;
+    for options in [&["-m"][..], &["--names"], &["-m", "--no-names"]] {
+        let agreed = flows_agree(&lab, options, &[])?;
+        ensure!(agreed.len() >= 2, "{options:?}: {agreed:#?}");
+        let named = options != ["-m", "--no-names"];
+        ensure!(agreed.iter().all(|line| line.contains("in_port(p") == named), "{agreed:#?}");
+        ensure!(
+            agreed.iter().all(|line| line.contains("skb_mark(0/0)") == (options != ["--names"]))
+        );
+    }
+    let (mac, ip) = (lab.hosts[0].mac, lab.hosts[1].ip4);
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    for (filter, some) in [
+        ("in_port=1".to_owned(), true),
+        ("in_port=7".to_owned(), false),
+        (format!("dl_src={mac}"), true),
+        ("dl_src=02:ee:00:00:00:00/ff:ff:00:00:00:00".to_owned(), false),
+        (format!("ip,nw_dst={ip}"), true),
+        ("icmp".to_owned(), true),
+        ("tcp6".to_owned(), false),
+        ("dl_vlan=5".to_owned(), false),
+    ] {
+        let agreed = flows_agree(&lab, &[], &[&format!("filter={filter}")])?;
+        ensure!(agreed.is_empty() != some, "{filter}: {agreed:#?}");
+    }
+    ensure!(ctl(&lab, &["dpctl/dump-flows", "type=ovs"])?.lines().count() >= 2);
+    ensure!(ctl(&lab, &["dpctl/dump-flows", "type=offloaded"])?.is_empty());
     lab.finish_after_races()?;
     Ok(())
 }
