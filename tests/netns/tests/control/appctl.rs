@@ -4,6 +4,8 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use netns_tests::{DATAPATH, Lab, SOON, TestResult, ctl, skip_ok};
+use upcall_testkit::Hosts;
+use upcall_testkit::daemon::Signal;
 
 use super::{busy_lab, wait_agreed};
 
@@ -58,6 +60,45 @@ fn it_gets_what_our_client_gets() -> TestResult {
     ensure!(clean(&lab, "ovs-appctl", &["exit"])?.trim().is_empty());
     let exit = lab.daemon.wait_exit(SOON)?;
     ensure!(exit.status.success(), "{}", exit.log);
+    Ok(())
+}
+
+/// The peer's client finds a daemon by its name: it reads `$OVS_RUNDIR/NAME.pid` and believes it if the
+/// process that it names holds a lock of `fcntl` on it.
+#[test]
+fn it_finds_the_daemon_by_its_name() -> TestResult {
+    if lacks_programs("it_finds_the_daemon_by_its_name") {
+        return Ok(());
+    }
+    let rundir = tempfile::tempdir()?;
+    let pidfile = rundir.path().join("upcalld.pid").display().to_string();
+    let by_name = |command: &str| -> Result<Output> {
+        let mut client = Command::new("ovs-appctl");
+        client.env("OVS_RUNDIR", rundir.path()).args(["-t", "upcalld", command]);
+        client.stdin(Stdio::null()).output().context("cannot run ovs-appctl")
+    };
+    let start = || Lab::start(Hosts::new(2)?, |builder| builder.option("--pidfile", &pidfile));
+    let killed = start()?;
+    for command in ["version", "dpif/show"] {
+        let (found, ours) = (by_name(command)?, ctl(&killed, &[command])?);
+        ensure!(found.status.success() && found.stderr.is_empty(), "{found:?}");
+        ensure!(String::from_utf8(found.stdout)? == ours, "{command}: {ours}");
+    }
+    // One that was killed leaves the file and holds no lock any more: it is not believed.
+    killed.daemon.signal(Signal::KILL)?;
+    let Lab { hosts, daemon } = killed;
+    daemon.wait_exit(SOON)?;
+    drop(hosts);
+    let (stale, said) = (std::fs::read_to_string(&pidfile)?, by_name("version")?);
+    ensure!(!stale.is_empty() && !said.status.success(), "{said:?}");
+    // The next one takes the file over.
+    let lab = start()?;
+    let found = by_name("version")?;
+    ensure!(found.status.success(), "{found:?}");
+    lab.finish()?;
+    let gone = by_name("version")?;
+    let said = String::from_utf8_lossy(&gone.stderr).into_owned();
+    ensure!(!gone.status.success() && said.contains("upcalld.pid"), "{said}");
     Ok(())
 }
 
