@@ -43,9 +43,11 @@ impl Reshaper {
         let next = assembly.deliver(&[]).await?;
         let old = std::mem::replace(current, Arc::new(next));
         grace::upcalls_under_way().await;
+        tracing::info!("upcalls go to new sockets; reading the old ones empty");
         let drops = old.sockets().drops();
         old.stop().await;
         current.open().await;
+        tracing::info!("the old sockets are empty; reading the new ones");
         drop(held);
         let mut past = self.past();
         past.ledger += old.ledger();

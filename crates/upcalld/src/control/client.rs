@@ -3,13 +3,14 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::frame::Reply;
-use super::{usual_directory, usual_path};
+use super::{server, usual_directory, usual_path};
 use crate::cli::CtlArgs;
 use crate::exit::Exit;
 
@@ -22,15 +23,19 @@ Examples:
       which station is behind which port
   upcalld ctl --json loss/show | jq .kernel_lost
       one number, for a script
-  upcalld ctl dpctl/dump-flows -m filter=tcp,nw_dst=10.0.0.0/8,in_port=veth0
-      flows that such packets may use, with all fields
   upcalld ctl vlog/set upcall:dbg
       log more of one module
+  upcalld ctl dpctl/dump-flows -m filter=tcp,nw_dst=10.0.0.0/8,in_port=veth0
+      flows that such packets may use, with all fields
   ovs-appctl -t /run/upcalld/dp0.ctl dpctl/show
       the same with the peer's client
 
 Exit status: 0 with an answer; 1 when no daemon answers; 2 when it refuses the command.";
 
+/// The daemon gives up first, and says so.
+const BEHIND_SERVER: Duration = Duration::from_secs(5);
+/// A reload that takes longer than this is explained.
+const SOON: Duration = Duration::from_secs(5);
 /// Longest reply that is read.
 const REPLY_BYTES_MAX: u64 = 64 << 20;
 
@@ -43,10 +48,9 @@ pub(crate) struct Target {
     /// The daemon that serves this datapath [default: the one there is]
     #[arg(long, value_name = "NAME")]
     datapath: Option<String>,
-    /// How long to wait for an answer
-    #[arg(long, value_name = "DURATION", default_value = "35s",
-          value_parser = humantime::parse_duration)]
-    timeout: Duration,
+    /// How long to wait for an answer [default: 35s; of 'reload' 5m 5s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
 }
 
 impl Target {
@@ -56,23 +60,31 @@ impl Target {
     ///
     /// [`Exit::Other`] when nobody listens, [`Exit::Usage`] when it is not clear which is meant.
     pub(crate) fn connect(&self) -> Result<Client, Exit> {
+        self.connect_for("")
+    }
+
+    /// The same, to ask this command.
+    fn connect_for(&self, command: &str) -> Result<Client, Exit> {
         let path = match (&self.control, &self.datapath) {
             (Some(path), _) => path.clone(),
             (None, Some(datapath)) => usual_path(datapath),
             (None, None) => only_one(&usual_directory())?,
         };
-        Client::connect(&path, self.timeout).map_err(Exit::Other)
+        let timeout = self.timeout.unwrap_or(server::answer_limit(command) + BEHIND_SERVER);
+        Client::connect(&path, timeout).map_err(Exit::Other)
     }
 }
 
 /// Asks and prints.
 pub(crate) fn run(args: &CtlArgs) -> Result<(), Exit> {
-    let mut client = args.target.connect()?;
+    let (command, arguments) = args.words.split_first().expect("the command line asks for one");
+    let mut client = args.target.connect_for(command)?;
     if args.json {
         client.ask("set-options", &["--format".into(), "json".into()])?;
     }
-    let (command, arguments) = args.words.split_first().expect("the command line asks for one");
+    let waiting = (command == "reload").then(tell_that_it_takes_time);
     let result = client.ask(command, arguments)?;
+    drop(waiting);
     let mut out = result.as_str().map_or_else(|| result.to_string(), str::to_owned);
     if !out.is_empty() && !out.ends_with('\n') {
         out.push('\n');
@@ -80,6 +92,20 @@ pub(crate) fn run(args: &CtlArgs) -> Result<(), Exit> {
     // That nobody reads it any more ('| head') is no failure.
     let _nobody_reads = std::io::stdout().write_all(out.as_bytes());
     Ok(())
+}
+
+/// Says what a reload waits for, unless it is answered soon: until what is given is dropped.
+fn tell_that_it_takes_time() -> mpsc::Sender<()> {
+    let (answered, waiting) = mpsc::channel();
+    std::thread::spawn(move || {
+        if waiting.recv_timeout(SOON) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!(
+                "upcalld: waiting until the sockets that are replaced are read empty; the daemon's log \
+                 tells of it, and packets go on meanwhile"
+            );
+        }
+    });
+    answered
 }
 
 /// The socket of the one daemon there is.
@@ -174,6 +200,14 @@ mod tests {
         std::fs::write(directory.path().join("dp1.ctl"), "").unwrap();
         let many = only_one(directory.path()).unwrap_err().to_string();
         assert!(many.contains("dp0, dp1"), "{many}");
+    }
+
+    #[test]
+    fn a_reload_may_take_longer_and_the_daemon_gives_up_first() {
+        let limits = ["reload", "probe"].map(server::answer_limit);
+        assert!(limits[0] >= Duration::from_mins(5) && limits[1] == Duration::from_secs(30));
+        let answered = tell_that_it_takes_time();
+        answered.send(()).expect("somebody waits");
     }
 
     #[test]

@@ -25,6 +25,8 @@ const IDLE_MAX: Duration = Duration::from_mins(5);
 const TRANSFER_LIMIT: Duration = Duration::from_secs(5);
 /// How long an answer may take; a probe takes longest.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// How long that of a reload may take: sockets that are replaced are read empty first, on a busy host.
+const RELOAD_LIMIT: Duration = Duration::from_mins(5);
 /// Answers at once that may be megabytes long.
 const LARGE_MAX: usize = 1;
 /// Bytes read at once.
@@ -230,6 +232,7 @@ impl Client {
             self.format = commands::format_option(&arguments)?;
             return Ok(self.format.wrap(String::new()));
         }
+        let limit = answer_limit(&request.method);
         let (reply, answered) = oneshot::channel();
         let question = Question::Command {
             name: request.method,
@@ -242,12 +245,15 @@ impl Client {
             self.shared.questions.send(question).await.ok()?;
             answered.await.ok()
         };
-        match timeout(ANSWER_LIMIT, asking).await {
+        match timeout(limit, asking).await {
             Ok(Some(Ok(Answer::Text(text)))) => Ok(self.format.wrap(text)),
             Ok(Some(Ok(Answer::Json(value)))) => Ok(value),
             Ok(Some(Err(error))) => Err(error),
             Ok(None) => Err("upcalld is ending".to_owned()),
-            Err(_) => Err(format!("no answer within {} seconds", ANSWER_LIMIT.as_secs())),
+            Err(_) => Err(format!(
+                "no answer within {} seconds; it goes on, and the log tells what becomes of it",
+                limit.as_secs()
+            )),
         }
     }
 
@@ -266,6 +272,11 @@ impl Client {
             }
         }
     }
+}
+
+/// How long the answer to a command may take.
+pub(super) fn answer_limit(command: &str) -> Duration {
+    if command == "reload" { RELOAD_LIMIT } else { ANSWER_LIMIT }
 }
 
 /// Reads until a request is whole.
