@@ -266,9 +266,10 @@ impl Lanes {
         }
     }
 
-    /// From now on so many upcalls of one port may wait.
-    pub fn set_port_upcalls_max(&self, port_upcalls_max: usize) {
-        self.lock().set_port_upcalls_max(port_upcalls_max);
+    /// From now on so many upcalls of each port may wait, and of those of `own` so many as that says.
+    pub fn set_port_upcalls_max(&self, all: usize, own: impl Iterator<Item = (u32, usize)>) {
+        let own = own.collect();
+        self.lock().set_port_upcalls_max(all, own);
     }
 
     /// Upcalls that wait for something else than the handler, a moment ago.

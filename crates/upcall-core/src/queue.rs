@@ -181,6 +181,8 @@ pub(crate) struct Queue {
     ready: [FairQueue; CLASSES],
     fenced: Vec<u32>,
     by_port: HashMap<u32, usize>,
+    /// Ports of which another number may wait than the limits say.
+    own_max: HashMap<u32, usize>,
     stats: QueueStats,
     /// Upcalls in lanes that are detained.
     detained: usize,
@@ -246,6 +248,7 @@ impl Queue {
             ready: Default::default(),
             fenced: Vec::new(),
             by_port: HashMap::new(),
+            own_max: HashMap::new(),
             stats: QueueStats::default(),
             detained: 0,
             last_ticket: 0,
@@ -254,8 +257,13 @@ impl Queue {
         }
     }
 
-    pub(crate) fn set_port_upcalls_max(&mut self, port_upcalls_max: usize) {
-        self.limits.port_upcalls_max = port_upcalls_max;
+    pub(crate) fn set_port_upcalls_max(&mut self, all: usize, own: HashMap<u32, usize>) {
+        self.limits.port_upcalls_max = all;
+        self.own_max = own;
+    }
+
+    fn port_upcalls_max(&self, port: u32) -> usize {
+        self.own_max.get(&port).copied().unwrap_or(self.limits.port_upcalls_max)
     }
 
     pub(crate) fn stats(&self) -> QueueStats {
@@ -272,7 +280,7 @@ impl Queue {
         let used = self.by_port.get(&arrival.port).copied().unwrap_or(0);
         let threshold = free >> (arrival.class as u32);
         let bytes = self.stats.bytes as usize + arrival.message.len();
-        if used >= self.limits.port_upcalls_max {
+        if used >= self.port_upcalls_max(arrival.port) {
             return Some(Refusal::Quota);
         }
         (used >= threshold || bytes > self.limits.bytes_max).then_some(Refusal::NoRoom)

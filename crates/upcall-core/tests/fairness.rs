@@ -52,6 +52,8 @@ struct Flow {
 struct Host {
     lanes: Lanes,
     limits: QueueLimits,
+    /// Of port 0, which has its own.
+    own_max: usize,
     flows: Vec<Flow>,
     helpers: [Work; HELPERS],
     /// Upcalls of its class that other ports were served, since a port had something that could be.
@@ -63,10 +65,13 @@ struct Host {
 }
 
 impl Host {
-    fn new(limits: QueueLimits) -> Self {
+    fn new(limits: QueueLimits, own_max: usize) -> Self {
+        let lanes = Lanes::new(1024, limits);
+        lanes.set_port_upcalls_max(limits.port_upcalls_max, [(0, own_max)].into_iter());
         Self {
-            lanes: Lanes::new(1024, limits),
+            lanes,
             limits,
+            own_max,
             flows: (0..FLOWS).map(|_| Flow::default()).collect(),
             helpers: Default::default(),
             passed_over: Default::default(),
@@ -123,7 +128,7 @@ impl Host {
         let used = self.waiting_of(port(flow));
         let all: usize = (0..PORTS).map(|port| self.waiting_of(port)).sum();
         let share = (self.limits.upcalls_max - all) >> (class(flow) as u32);
-        let (full, over) = (used >= share, used >= self.limits.port_upcalls_max);
+        let (full, over) = (used >= share, used >= self.max_of(port(flow)));
         let is_idle = self.flows[flow].waiting.is_empty() && !self.flows[flow].running;
         let expected = match (over, full) {
             (false, false) => Placed::Waits,
@@ -216,9 +221,13 @@ impl Host {
         prop_assert_eq!(self.lanes.stats().upcalls as usize, waiting);
         prop_assert!(waiting <= self.limits.upcalls_max);
         for port in 0..PORTS {
-            prop_assert!(self.waiting_of(port) <= self.limits.port_upcalls_max);
+            prop_assert!(self.waiting_of(port) <= self.max_of(port));
         }
         Ok(())
+    }
+
+    fn max_of(&self, port: usize) -> usize {
+        if port == 0 { self.own_max } else { self.limits.port_upcalls_max }
     }
 }
 
@@ -235,9 +244,10 @@ proptest! {
         steps in steps(),
         upcalls_max in 0..120usize,
         port_upcalls_max in prop_oneof![Just(usize::MAX), 1..40usize],
+        own_max in prop_oneof![Just(usize::MAX), 0..40usize],
     ) {
         let limits = QueueLimits { upcalls_max, port_upcalls_max, ..QueueLimits::default() };
-        let mut host = Host::new(limits);
+        let mut host = Host::new(limits, own_max);
         for step in steps {
             host.step(step)?;
         }

@@ -53,6 +53,12 @@ pub enum Error {
         /// The other process, as far as it could be found.
         owner: String,
     },
+    /// There is no such port.
+    #[error("the datapath has no port {port}")]
+    NoPort {
+        /// The number.
+        port: u32,
+    },
     /// A port's device does not exist.
     #[error(
         "there is no network interface '{name}' in this network namespace: 'ip link' lists those there are"
@@ -199,6 +205,7 @@ impl Error {
             Self::NoModule { .. } | Self::NoPerCpu { .. } => ErrorKind::Unsupported,
             Self::NotPermitted { .. } => ErrorKind::Permission,
             Self::BadName { .. }
+            | Self::NoPort { .. }
             | Self::NoInterface { .. }
             | Self::InterfaceUnusable { .. }
             | Self::Fixed { .. }

@@ -91,8 +91,8 @@
 //!   still free, so one that floods finds no room before others do. Misses come before action upcalls, and
 //!   these before samples ([`Builder::sample_userdata`]).
 //! * What each port may have taken in can be bounded, by class ([`Limits::port_rates`],
-//!   [`QueueLimits::port_upcalls_max`]); what exceeds that is shed, newest first, and counted for the port
-//!   ([`Stats::sheds`]).
+//!   [`QueueLimits::port_upcalls_max`], for one port [`Dispatcher::set_port_quota`]); what exceeds that is
+//!   shed, newest first, and counted for the port ([`Stats::sheds`]).
 //! * A worker with nothing to do helps one that has too much.
 //! * A flow that waits for an answer holds up itself alone.
 //!
@@ -170,6 +170,7 @@ mod placement;
 mod places;
 mod port_spec;
 mod ports;
+mod quotas;
 mod reconfigure;
 mod recruit;
 mod recv_buffer;
@@ -221,6 +222,7 @@ pub use owned::OwnedUpcall;
 pub use placement::Placement;
 pub use port_spec::PortSpec;
 pub use ports::{Port, Ports};
+pub use quotas::PortQuota;
 pub use setup::check_name;
 pub use sheds::PortSheds;
 pub use stats::{

@@ -51,7 +51,8 @@ impl Dispatcher {
     /// (which are asked for from now on, those no longer asked for are taken out), [`Builder::shape`] as
     /// by [`Dispatcher::reshape`], [`Builder::flow_idle`], [`Builder::sweep_interval`], and of [`Limits`]
     /// `flows_max`, `storm_shield`, `funnel`, `port_rates` and `queue.port_upcalls_max`. Changed rates begin with
-    /// full buckets. [`Builder::takeover`] and what is inherited count at the start alone.
+    /// full buckets, and quotas of single ports ([`Dispatcher::set_port_quota`]) are forgotten.
+    /// [`Builder::takeover`] and what is inherited count at the start alone.
     ///
     /// # Errors
     ///

@@ -18,6 +18,7 @@ use crate::flow_room::FlowRoom;
 use crate::funnel::Funnelling;
 use crate::lane_key::{LaneBy, LaneKey};
 use crate::observe::Observers;
+use crate::quotas::Quotas;
 use crate::sheds::Sheds;
 use crate::shield::Gauges;
 use crate::sources::Registry;
@@ -63,6 +64,8 @@ pub(crate) struct Shared {
     pub(crate) funnel: Funnelling,
     /// `None` if no rate is bounded. Read once a round.
     pub(crate) police: ArcSwapOption<Police>,
+    /// Of single ports.
+    pub(crate) quotas: Quotas,
     pub(crate) sheds: Sheds,
     sample_userdata: Option<Vec<u8>>,
     /// What the workers have in their hands.
@@ -129,7 +132,8 @@ impl Shared {
             crew: Crew::default(),
             hopping: Hopping::default(),
             funnel: Funnelling::default(),
-            police: Police::new(limits.port_rates).map(Arc::new).into(),
+            police: Police::new(limits.port_rates, std::iter::empty(), None).map(Arc::new).into(),
+            quotas: Quotas::default(),
             sheds: Sheds::default(),
             sample_userdata,
             in_flight,
@@ -199,7 +203,9 @@ impl Shared {
     /// Publishes a new snapshot of the ports, to the handler first.
     pub(crate) fn set_ports(&self, ports: Ports) {
         self.guarded(|handler| handler.ports_changed(&ports));
-        self.ports.store(Arc::new(ports));
+        let ports = Arc::new(ports);
+        self.ports.store(ports.clone());
+        self.keep_port_quotas(&ports);
         self.epoch.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -241,11 +247,8 @@ impl Shared {
     /// Changes bounds that can be changed while workers run; the storm shield is for sockets that are
     /// opened from now on. The others of `limits` are those of the start.
     pub(crate) fn tune(&self, limits: Limits, life: FlowLife) {
-        let before = self.limits.swap(Arc::new(limits));
-        if before.port_rates != limits.port_rates {
-            self.police.store(Police::new(limits.port_rates).map(Arc::new));
-        }
-        self.lanes.set_port_upcalls_max(limits.queue.port_upcalls_max);
+        self.limits.store(Arc::new(limits));
+        self.clear_port_quotas();
         self.flow_room.set_max(limits.flows_max);
         self.life.store(Arc::new(life));
         // Another interval counts from now on.

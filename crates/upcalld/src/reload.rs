@@ -71,7 +71,13 @@ impl<'a> Reloader<'a> {
                 list(&fixed)
             ));
         }
-        if live.is_empty() {
+        // Quotas that were set at the control socket are forgotten.
+        let by_hand = dispatcher.port_quotas().len();
+        let mut changes: Vec<String> = live.iter().map(Change::to_string).collect();
+        if by_hand > 0 {
+            changes.push(format!("quotas of ports set by hand: {by_hand} -> none"));
+        }
+        if changes.is_empty() {
             return Ok("nothing to change".to_owned());
         }
         // What can still be refused comes first.
@@ -86,7 +92,7 @@ impl<'a> Reloader<'a> {
             tracing::warn!(err, "what is logged stays as it was");
         }
         self.current.store(Arc::new(wanted));
-        Ok(list(&live))
+        Ok(changes.join("; "))
     }
 }
 

@@ -27,6 +27,9 @@ Examples:
       log more of one module
   upcalld ctl dpctl/dump-flows -m filter=tcp,nw_dst=10.0.0.0/8,in_port=veth0
       flows that such packets may use, with all fields
+  upcalld ctl port/quota veth0 miss 5000:500
+      bound one port (all, miss, action, sample, or waiting places; 'none' lifts it) until it leaves or
+      a reload puts back what the file says; 'port/quota' alone shows what is bounded and what was shed
   ovs-appctl -t /run/upcalld/dp0.ctl dpctl/show
       the same with the peer's client
 

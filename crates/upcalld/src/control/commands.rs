@@ -7,7 +7,9 @@ use std::time::Instant;
 use serde_json::{Map, Value};
 use upcall::Dispatcher;
 
-use super::{Answer, Counts, Format, History, Peer, Question, counters, dpif, fdb, flows, vlog};
+use super::{
+    Answer, Counts, Format, History, Peer, Question, counters, dpif, fdb, flows, quotas, vlog,
+};
 use crate::handler::Policy;
 use crate::logging::Levels;
 use crate::metrics;
@@ -52,7 +54,7 @@ const COMMANDS: [Command; 26] = [
     command("list-commands", "", 0),
     command("loss/show", "", 0),
     command("memory/show", "", 0),
-    command("port/quota", "", 0),
+    command("port/quota", quotas::USAGE, 3),
     command("probe", "", 0),
     command("reload", "", 0),
     Command { arguments: (1, 2), ..command(SET_OPTIONS, "[--format text|json]", 2) },
@@ -182,7 +184,12 @@ async fn run(
         "list-commands" => Ok(list(format)),
         "loss/show" => counters::losses(view, format).await,
         "memory/show" => counters::memory(view, format).await,
-        "port/quota" => counters::quotas(view, format).await,
+        "port/quota" => {
+            if !arguments.is_empty() {
+                changed(peer, "sets a quota of a port");
+            }
+            quotas::quota(view, arguments, format).await
+        }
         "probe" => probe_now(view, format).await,
         "reload" => {
             changed(peer, "asked to reload the configuration");

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
-use upcall::{PortRates, PortSheds, Stats};
+use upcall::Stats;
 
 use super::{Answer, Format, SAMPLE_INTERVAL, View};
 use crate::counting::{self, Reading};
@@ -118,47 +118,6 @@ pub(super) async fn lanes(view: View<'_>, format: Format) -> Result<Answer, Stri
         ("shed no room", ledger.shed_no_room),
     ];
     Ok(table(&format!("lanes of {}", view.settings.datapath), &rows, format))
-}
-
-/// What each port may have taken in, and what was shed of which.
-pub(super) async fn quotas(view: View<'_>, format: Format) -> Result<Answer, String> {
-    let (sheds, limits) = (stats(view).await?.sheds, view.dispatcher.limits());
-    let PortRates { all, miss, action, sample } = limits.port_rates;
-    let rates = [("all", all), ("miss", miss), ("action", action), ("sample", sample)]
-        .map(|(class, rate)| (class, rate.map(|rate| rate.to_string())));
-    let places = limits.queue.port_upcalls_max;
-    let places = (places != usize::MAX).then_some(places);
-    let ports = view.dispatcher.ports();
-    let name = |number| ports.by_number(number).map_or("-", |port| port.name.as_str());
-    if format == Format::Json {
-        let port = |shed: &PortSheds| {
-            let PortSheds { port, no_room, quota, rate } = *shed;
-            json!({ "port": port, "name": name(port), "rate": rate, "quota": quota, "no_room": no_room })
-        };
-        let rates = rates.into_iter().map(|(class, rate)| (class.to_owned(), Value::from(rate)));
-        return Ok(Answer::Json(json!({
-            "rates": rates.collect::<Map<_, _>>(),
-            "queue_max": places,
-            "shed": sheds.iter().map(port).collect::<Vec<_>>(),
-        })));
-    }
-    let unbounded = || "no limit".to_owned();
-    let mut text = format!("each port of {}, in upcalls a second:burst:\n", view.settings.datapath);
-    for (class, rate) in rates {
-        let _ = writeln!(text, "  {class:<8} {}", rate.unwrap_or_else(unbounded));
-    }
-    let places = places.map_or_else(unbounded, |places| places.to_string());
-    let _ = writeln!(
-        text,
-        "  waiting  {places}\n port  name            over rate  over waiting  no room"
-    );
-    for PortSheds { port, no_room, quota, rate } in &sheds {
-        // Packets without a port have a number that no port has.
-        let number = if *port == u32::MAX { "none".to_owned() } else { port.to_string() };
-        let _ =
-            writeln!(text, "{number:>5}  {:<15} {rate:>9} {quota:>13} {no_room:>8}", name(*port));
-    }
-    Ok(Answer::Text(text))
 }
 
 /// How long the stages of an upcall's way take, since the start.

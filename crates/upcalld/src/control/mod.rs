@@ -16,6 +16,7 @@ mod flows;
 mod frame;
 mod history;
 mod pidfile;
+mod quotas;
 mod server;
 mod socket;
 mod vlog;

@@ -3,6 +3,7 @@
 #![allow(missing_docs, reason = "a test binary")]
 
 mod applied;
+mod by_hand;
 mod refused;
 
 use std::fs;

@@ -3,7 +3,7 @@
 use upcall_core::{PortRates, QueueLimits, Rate};
 
 use super::*;
-use crate::PortSheds;
+use crate::{PortQuota, PortSheds};
 
 fn rate(text: &str) -> Rate {
     text.parse().expect("a rate")
@@ -57,4 +57,28 @@ fn a_port_has_no_more_places_in_the_queue_than_its_quota() {
     assert_eq!(bench.engine.shared.sheds.read(), [expected]);
     bench.round(&[upcall(65)]);
     assert_eq!(bench.lengths(), [60, 61, 65], "places come back");
+}
+
+#[test]
+fn a_port_may_have_a_quota_of_its_own_until_it_leaves_or_the_limits_are_set() {
+    let mut bench = Bench::limited(Limits::default());
+    bench.source.spread = true;
+    let shared = bench.engine.shared.clone();
+    let port = |number| Port { number, name: format!("p{number}") };
+    shared.set_ports(Ports::new(vec![port(1), port(2)]));
+    let rates = PortRates { miss: Some(rate("1:3")), ..PortRates::default() };
+    let quota = PortQuota { rates, upcalls_max: 2 };
+    assert!(!shared.set_port_quota(3, quota), "there is no such port");
+    assert!(shared.set_port_quota(1, quota));
+    bench.round(&(60..64).map(upcall).collect::<Vec<_>>());
+    let ledger = bench.ledger.snapshot();
+    assert_eq!((ledger.shed_rate, ledger.shed_quota, ledger.completed), (1, 1, 2));
+    shared.tune(Limits::default(), FlowLife { idle: Duration::MAX, sweep_interval: Duration::MAX });
+    bench.round(&(70..74).map(upcall).collect::<Vec<_>>());
+    assert_eq!(bench.ledger.snapshot().completed, 6, "as the limits say");
+    assert!(shared.set_port_quota(1, quota));
+    shared.set_ports(Ports::new(vec![port(2)]));
+    bench.round(&(80..84).map(upcall).collect::<Vec<_>>());
+    assert_eq!(bench.ledger.snapshot().completed, 10, "another one by its number is another one");
+    assert!(bench.ledger.snapshot().balances());
 }
