@@ -10,14 +10,18 @@
 //!   port that takes no more than that is never named, whatever the others do.
 //! * *Admitted* is the same number of upcalls a second of each named port, the *level*: port by port
 //!   the share is the level over what arrives, which is what was read over the share it was admitted
-//!   with. The level rises slowly while most upcalls are read in rounds that read the socket empty, and falls
-//!   at once when they are not.
+//!   with. Together they get what can be read and a little more or less, so that a short queue stays:
+//!   without one a reader that shares its CPU has nothing to do when its turn comes. What can be read is
+//!   measured while rounds leave upcalls behind, and taken to be more while they read the socket empty.
 //! * *Let go* is a port whose upcalls have stayed below the level for a while.
 //!
 //! Time, bytes and counts are passed in. An idle socket costs a comparison a round.
 #![allow(clippy::cast_precision_loss, reason = "counts of ports and upcalls are far below 2^52")]
 
+mod flooder;
+
 use crate::tally::PortTally;
+use flooder::{ADMIT_MIN, Flooder, share};
 
 /// Ports that are shielded against at once; the program in the kernel has as many.
 pub const SHIELDED_PORTS_MAX: usize = 8;
@@ -34,14 +38,26 @@ const HOLD_US: u64 = 500_000;
 /// What the kernel charges for the upcall of a small packet, roughly: 896 bytes, or 1280 before 6.2.
 /// For a first guess at arrivals; what is counted afterwards sets it right.
 const UPCALL_BYTES: f64 = 1024.0;
-/// A queue that is as good as none, as a time to read it.
-const QUEUE_S: f64 = 0.002;
-/// And in upcalls, whatever the time.
-const QUEUE_MIN: f64 = 16.0;
+/// The queue that is aimed at, as a time to read it: a reader that shares its CPU is away for some of its
+/// turns, of a few milliseconds each, and must find enough for its own.
+const QUEUE_S: f64 = 0.02;
+/// In upcalls, whatever the time: more than a round of 64, which would read it empty.
+const QUEUE_MIN: f64 = 96.0;
+/// And as a part of the buffer at most.
+const QUEUE_PART: f64 = 0.125;
+/// Time in which the queue is brought to that length.
+const SETTLE_S: f64 = 0.1;
+/// Part of what can be read that is admitted beyond it to fill the queue, and held back to shorten it.
+const FILL_MAX: f64 = 0.125;
+const SHORTEN_MAX: f64 = 0.5;
+/// What can be read is taken to be so much more, each time that all was read.
+const RISE: f64 = 1.0 + 1.0 / 16.0;
+/// A queue that is as good as gone, as a time to read it, and in upcalls. It has to be that short: of
+/// what remains, it is not known well enough which share it was admitted with.
+const GONE_S: f64 = 0.002;
+const GONE_MIN: f64 = 16.0;
 /// Part of the level that is admitted while a backlog goes away.
 const CLEARING: f64 = 0.125;
-/// The smallest share.
-const ADMIT_MIN: f64 = 1.0 / 65_536.0;
 /// The lowest level, in upcalls a second: it must be able to rise.
 const LEVEL_MIN: f64 = 10.0;
 
@@ -55,26 +71,14 @@ pub struct Backlog {
 }
 
 impl Backlog {
+    /// Upcalls that are queued, roughly.
+    fn upcalls(self) -> f64 {
+        f64::from(self.queued_bytes) / UPCALL_BYTES
+    }
+
     fn exceeds(self, part: f64) -> bool {
         f64::from(self.queued_bytes) > f64::from(self.buffer_bytes) * part
     }
-}
-
-/// A port that floods.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Flooder {
-    port: u32,
-    /// Share that is admitted, up to 1.
-    admit: f64,
-    /// Share before this one, and the mean share of what is still queued from before.
-    admit_last: f64,
-    admit_before: f64,
-    /// Upcalls it would send up, a second.
-    arrivals: f64,
-    /// Time over which everything was refused and not yet told: see [`StormShield::account`].
-    owed_s: f64,
-    /// Since when nothing of it had to be refused.
-    calm_since_us: Option<u64>,
 }
 
 /// The shield of one socket.
@@ -83,7 +87,7 @@ pub struct StormShield {
     flooders: Vec<Flooder>,
     /// Upcalls a second that each flooder is admitted.
     level: f64,
-    /// Upcalls a second that were read when the socket was last found full of them.
+    /// Upcalls a second that can be read, as far as is known.
     capacity: f64,
     window_start_us: u64,
     /// What was queued when the window started.
@@ -127,14 +131,13 @@ impl StormShield {
     pub fn round(&mut self, now_us: u64, tally: &mut PortTally, backlog: Option<Backlog>) -> bool {
         let read = tally.total().saturating_sub(self.window_read);
         self.window_read = tally.total();
-        let left = backlog.map_or(0.0, |b| f64::from(b.queued_bytes) / UPCALL_BYTES);
-        if self.strike_again.is_some() && !self.is_long(left) {
+        if self.strike_again.is_some() && !self.is_long(backlog) {
             self.open(now_us, tally);
             return true;
         }
         let Some(backlog) = backlog else {
             self.counting &= self.is_up();
-            return self.is_up() && self.tick(now_us, tally, 0);
+            return self.is_up() && self.tick(now_us, tally, None);
         };
         self.window_behind += read;
         if !self.counting {
@@ -146,7 +149,7 @@ impl StormShield {
             return true;
         }
         if self.is_up() {
-            return self.tick(now_us, tally, backlog.queued_bytes);
+            return self.tick(now_us, tally, Some(backlog));
         }
         let old = now_us.saturating_sub(self.window_start_us) >= WINDOW_US;
         if old && tally.total() >= WINDOW_UPCALLS {
@@ -194,9 +197,15 @@ impl StormShield {
         self.window_behind = 0;
     }
 
-    /// Are so many upcalls a queue to speak of?
-    fn is_long(&self, upcalls: f64) -> bool {
-        upcalls > (self.capacity * QUEUE_S).max(QUEUE_MIN)
+    /// Upcalls that are to be queued.
+    fn aim(&self, backlog: Backlog) -> f64 {
+        let most = f64::from(backlog.buffer_bytes) / UPCALL_BYTES * QUEUE_PART;
+        (self.capacity * QUEUE_S).max(QUEUE_MIN).min(most)
+    }
+
+    /// Is what was queued at a strike still there?
+    fn is_long(&self, backlog: Option<Backlog>) -> bool {
+        backlog.is_some_and(|b| b.upcalls() > (self.capacity * GONE_S).max(GONE_MIN))
     }
 
     /// With others to protect, a quarter of the buffer is theirs to lose. A port alone has bursts that
@@ -240,7 +249,7 @@ impl StormShield {
 
     /// The kernel has the new shares; what is queued now came before.
     pub fn attached(&mut self, backlog: Backlog) {
-        let queued = f64::from(backlog.queued_bytes) / UPCALL_BYTES;
+        let queued = backlog.upcalls();
         let older = self.stale.min(queued);
         for flooder in &mut self.flooders {
             let arrived = older / flooder.admit_before + (queued - older) / flooder.admit_last;
@@ -291,24 +300,18 @@ impl StormShield {
     }
 
     /// Sets shares anew, if it is time. Did any change?
-    fn tick(&mut self, now_us: u64, tally: &mut PortTally, queued_bytes: u32) -> bool {
+    fn tick(&mut self, now_us: u64, tally: &mut PortTally, backlog: Option<Backlog>) -> bool {
         let elapsed_us = now_us.saturating_sub(self.window_start_us);
         if elapsed_us < TICK_US {
             return false;
         }
+        let queued_bytes = backlog.map_or(0, |backlog| backlog.queued_bytes);
         let seconds = seconds(elapsed_us);
         let old = self.account(tally, seconds);
         if self.strike_again.is_some() {
             return self.wait_for_the_backlog(now_us, tally, queued_bytes);
         }
-        if self.window_behind <= tally.total() / 2 {
-            self.level *= 1.0 + 1.0 / 16.0;
-        } else if old < 1.0 || queued_bytes > self.window_start {
-            // Not while what is read is from before the last change, and gets less.
-            self.capacity = f64::from(tally.total()) / seconds;
-            let least = self.capacity / 16.0 / self.flooders.len() as f64;
-            self.level = (self.level * 0.75).max(least).max(LEVEL_MIN);
-        }
+        self.steer(tally, seconds, backlog);
         for flooder in &mut self.flooders {
             let arrived = flooder.arrived(tally.of(flooder.port), old);
             flooder.follow(arrived / seconds, self.level, now_us);
@@ -321,6 +324,26 @@ impl StormShield {
         });
         self.restart(now_us, tally, queued_bytes);
         true
+    }
+
+    /// Sets the level to what can be read, less what others send, and a little more or less, as the queue
+    /// is too short or too long.
+    fn steer(&mut self, tally: &PortTally, seconds: f64, backlog: Option<Backlog>) {
+        let read = f64::from(tally.total()) / seconds;
+        if self.window_behind <= tally.total() / 2 {
+            self.capacity *= RISE;
+        } else {
+            self.capacity += (read - self.capacity) / 4.0;
+        }
+        let excess = backlog.map_or(f64::NEG_INFINITY, |b| b.upcalls() - self.aim(b));
+        let spare =
+            (excess / SETTLE_S / self.capacity.max(LEVEL_MIN)).clamp(-FILL_MAX, SHORTEN_MAX);
+        let limited = || self.flooders.iter().filter(|flooder| flooder.admit < 1.0);
+        let count = limited().count().max(1) as f64;
+        let theirs: f64 = limited().map(|flooder| f64::from(tally.of(flooder.port))).sum();
+        let others = read - theirs / seconds;
+        let level = (self.capacity * (1.0 - spare) - others) / count;
+        self.level = level.max(self.capacity / 16.0 / count).max(LEVEL_MIN);
     }
 
     /// What is read was queued before the shares were set: nothing is to be learned from it, but that
@@ -353,31 +376,6 @@ impl StormShield {
         }
         old
     }
-}
-
-impl Flooder {
-    fn new(port: u32, arrivals: f64) -> Self {
-        let (admit, admit_last, admit_before) = (1.0, 1.0, 1.0);
-        Self { port, admit, admit_last, admit_before, arrivals, owed_s: 0.0, calm_since_us: None }
-    }
-
-    /// Upcalls of which `read` were admitted, this part of them by the share before.
-    fn arrived(&self, read: u32, old: f64) -> f64 {
-        f64::from(read) * (old / self.admit_before + (1.0 - old) / self.admit)
-    }
-
-    /// Follows what arrives, by a quarter of the way each time, and sets the share for `level`.
-    fn follow(&mut self, arrived_per_s: f64, level: f64, now_us: u64) {
-        self.arrivals += (arrived_per_s - self.arrivals) / 4.0;
-        let wanted = share(level, self.arrivals);
-        self.admit = wanted.clamp(self.admit / 4.0, (self.admit * 2.0).min(1.0));
-        self.calm_since_us = (self.admit >= 1.0).then(|| self.calm_since_us.unwrap_or(now_us));
-    }
-}
-
-/// The share of `arrivals` that makes `level`.
-fn share(level: f64, arrivals: f64) -> f64 {
-    (level / arrivals.max(f64::MIN_POSITIVE)).clamp(ADMIT_MIN, 1.0)
 }
 
 fn seconds(us: u64) -> f64 {
