@@ -9,6 +9,7 @@ use upcall_core::{InstallLimits, PortRates, QueueLimits};
 #[cfg(doc)]
 use crate::Stats;
 use crate::listen::Exchange;
+use crate::made::Made;
 use crate::{Dispatch, Dispatcher, Error, Handler, InFlight, LaneBy, Listener, Placement};
 
 /// How flows are installed.
@@ -145,6 +146,8 @@ pub struct Builder {
     pub(crate) on_port_gone: OnPortGone,
     pub(crate) inherited: Vec<Arc<Socket>>,
     pub(crate) crash_lost: u64,
+    /// By predecessors.
+    pub(crate) made: Vec<Made>,
 }
 
 impl Builder {
@@ -165,6 +168,7 @@ impl Builder {
             on_port_gone: OnPortGone::default(),
             inherited: Vec::new(),
             crash_lost: 0,
+            made: Vec::new(),
         }
     }
 
@@ -264,9 +268,12 @@ impl Builder {
     }
 
     /// Counts what a predecessor had in its hands when it was killed: [`Stats::crash_lost`]. After an
-    /// orderly end, that is nothing. The record is read here and now, so the predecessor must be gone.
+    /// orderly end, that is nothing. What it made of datapath and ports belongs to the new dispatcher, which
+    /// removes it when it stops, and ports that nobody asks for any more at once. The record is read here
+    /// and now, so the predecessor must be gone.
     pub fn inherit_in_flight(mut self, record: &InFlight) -> Self {
         self.crash_lost += record.count();
+        self.made.push(Made::read(record.made()));
         self
     }
 

@@ -89,10 +89,13 @@ impl Dispatcher {
         let link_events = LinkEvents::subscribe()?;
         let (dp, created) = setup::open_or_create(&control, &builder).await?;
         let members = Arc::new(Members::new(specs));
-        let created = Created { datapath: created, members };
+        let mut created = Created { datapath: created, members };
         let start = Start { control: &control, dp: &dp, builder: &builder };
         match start.assemble(handler, &created.members).await {
-            Ok(parts) => Ok(Self::run(builder, control, dp, created, parts, (events, link_events))),
+            Ok(parts) => {
+                created.inherit(&builder.made, &control, &dp).await;
+                Ok(Self::run(builder, control, dp, created, parts, (events, link_events)))
+            }
             Err(err) => {
                 created.remove(&control, &dp).await;
                 Err(err)
@@ -269,12 +272,6 @@ impl Dispatcher {
     pub async fn sockets(&self) -> Vec<Arc<Socket>> {
         let served = self.delivery.lock().await.sockets().served();
         served.into_iter().map(|served| served.socket).collect()
-    }
-
-    /// The record of what the workers have in their hands. Whoever keeps it with the sockets can tell a
-    /// successor what was lost with this process if it is killed ([`Builder::inherit_in_flight`]).
-    pub fn in_flight(&self) -> &InFlight {
-        &self.shared.in_flight
     }
 
     /// Which worker thread reads what the kernel sends where, now.

@@ -2,7 +2,8 @@
 //!
 //! What a worker took out of a socket and had not answered when its process was killed is lost, and
 //! nobody else can know of it: the kernel counts it as delivered. So each worker keeps two counts in
-//! memory that outlives the process, like the sockets do: what it took, and what became of it.
+//! memory that outlives the process, like the sockets do: what it took, and what became of it. Beside them is
+//! what the process made of datapath and ports ([`made`](crate::made)).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
@@ -12,23 +13,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use netlink_io::SharedWords;
 use upcall_core::Ledger;
 
+use crate::made;
+
 /// First word of a record of this layout.
-const MAGIC: u64 = u64::from_le_bytes(*b"upcalls\x01");
+const MAGIC: u64 = u64::from_le_bytes(*b"upcalls\x02");
 /// Words of a worker's slot: a cache line, so that workers do not disturb each other.
 const SLOT_WORDS: usize = 8;
 /// Workers at a time: twice as many as the daemon allows, because a reshape has the old and the new.
 const SLOTS: usize = 2048;
 /// The header takes the first slot's place.
-const WORDS: usize = (1 + SLOTS) * SLOT_WORDS;
+const SLOTS_END: usize = (1 + SLOTS) * SLOT_WORDS;
+const WORDS: usize = SLOTS_END + made::WORDS;
 /// What of a slot is used.
 const TAKEN: usize = 0;
 const DONE: usize = 1;
 
-/// The record of a process' upcalls in flight, to be kept with its sockets
+/// The record of a process' upcalls in flight and of what it made, to be kept with its sockets
 /// ([`Dispatcher::in_flight`](crate::Dispatcher::in_flight)) and read by its successor
 /// ([`Builder::inherit_in_flight`](crate::Builder::inherit_in_flight)).
 ///
-/// 128 KiB of address space, of which a page is used for every 64 workers.
+/// 136 KiB of address space, of which a page is used for every 64 workers, and one or two for ports.
 #[derive(Debug)]
 pub struct InFlight {
     words: SharedWords,
@@ -74,13 +78,18 @@ impl InFlight {
     /// one that was killed between handing answers to the kernel and saying so.
     pub fn count(&self) -> u64 {
         let sum = |at: usize| {
-            let slots = self.words.words().chunks_exact(SLOT_WORDS).skip(1);
+            let slots = self.words.words()[..SLOTS_END].chunks_exact(SLOT_WORDS).skip(1);
             slots.fold(0u64, |sum, slot: &[AtomicU64]| sum.wrapping_add(slot[at].load(Relaxed)))
         };
         // A worker may complete what another one took, so that only the sums mean something. What was
         // done is read first: later it would be more than what was taken.
         let done = sum(DONE);
         sum(TAKEN).wrapping_sub(done).cast_signed().max(0).cast_unsigned()
+    }
+
+    /// Where it says what was made.
+    pub(crate) fn made(&self) -> &[AtomicU64] {
+        &self.words.words()[SLOTS_END..]
     }
 
     /// A slot for a worker, until it is dropped.

@@ -131,7 +131,8 @@
 //!
 //! * Sockets are connected to the kernel, which refuses messages of others. No byte from the kernel or a
 //!   packet can panic the dispatcher.
-//! * What the dispatcher created it removes, also when starting fails.
+//! * What the dispatcher created it removes, also when starting fails; what a predecessor created, which it
+//!   inherits with the record ([`InFlight`]), when it stops.
 //! * [`Error::kind`] names the party at fault.
 //!
 //! # Statistics
@@ -163,6 +164,7 @@ mod in_flight;
 mod keeper;
 mod lane_key;
 mod listen;
+mod made;
 mod members;
 mod observe;
 mod owned;

@@ -1,6 +1,6 @@
 //! The ports that were asked for: which port each is now, whatever its device is called.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ovs_datapath::Link;
@@ -207,6 +207,15 @@ impl Members {
         roll.list.iter().filter(|member| member.added).filter_map(Member::port_no).collect()
     }
 
+    /// Predecessors made these ports: they are ours. Gives those that nobody asks for.
+    pub(crate) fn made_before(&self, ports: &BTreeSet<u32>) -> BTreeSet<u32> {
+        let mut unclaimed = ports.clone();
+        for member in &mut self.lock().list {
+            member.added |= member.port_no().is_some_and(|port_no| unclaimed.remove(&port_no));
+        }
+        unclaimed
+    }
+
     fn lock(&self) -> MutexGuard<'_, Roll> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -315,6 +324,16 @@ mod tests {
         assert!(members.compare(&[port(1, "x", 11), port(2, "b", 12)], &[]).is_empty());
         assert_eq!(members.numbers(), [("a".into(), 1), ("b".into(), 2)].into());
         assert_eq!(members.ours(), [1], "only what we made is removed at the end");
+    }
+
+    #[test]
+    fn what_a_predecessor_made_is_ours_or_nobodys() {
+        let members = Members::new(specs(&["a", "v*"]));
+        let ports = [port(1, "a", 11), port(2, "v2", 12), port(3, "c", 13), port(4, "v4", 14)];
+        members.compare(&ports, &[]);
+        assert!(members.ours().is_empty(), "whoever made them");
+        assert_eq!(members.made_before(&[1, 2, 3].into()), [3].into());
+        assert_eq!(members.ours(), [1, 2]);
     }
 
     #[test]
