@@ -192,8 +192,9 @@ pub(crate) struct RunArgs {
     /// Take the datapath over even if another process serves it
     #[arg(long)]
     pub(crate) takeover: bool,
-    /// At the end leave datapath, flows and upcall sockets to a successor; whoever started us holds
-    /// the sockets meanwhile (systemd's file-descriptor store, or a parent that speaks its protocol)
+    /// Leave datapath, flows and upcall sockets to a successor after SIGUSR2 and after a crash; whoever
+    /// started us holds the sockets meanwhile (systemd's file-descriptor store, or a parent that speaks its
+    /// protocol). SIGTERM and SIGINT end it for good, with all that it and its predecessors made
     #[arg(long, conflicts_with = "keep")]
     pub(crate) hand_over: bool,
     /// What a predecessor stored, as inherited file descriptors: its upcall sockets, whose queued upcalls

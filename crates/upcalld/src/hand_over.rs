@@ -1,10 +1,11 @@
 //! Upcall sockets that outlive the process: a restart loses no upcall.
 //!
 //! While it serves, the daemon keeps a copy of each upcall socket with the service manager (systemd's
-//! file-descriptor store: `FDSTORE=1`), and the record of what its workers have in their hands. At the
-//! end of a run with `--hand-over` the kernel goes on queueing upcalls in the sockets, and so it does
-//! after a crash. The next run is given all of it, counts what was lost in a crash, serves what is
-//! queued, moves the datapath to sockets of its own and removes the old ones from the store.
+//! file-descriptor store: `FDSTORE=1`), and the record of what its workers have in their hands and of what it
+//! made. When a run with `--hand-over` ends with SIGUSR2 the kernel goes on queueing upcalls in the sockets, and
+//! so it does after a crash. The next run is given all of it, counts what was lost in a crash, serves what is
+//! queued, moves the datapath to sockets of its own and removes the old ones from the store. SIGTERM and SIGINT
+//! mean that nobody comes: then all is removed, what earlier runs made with it.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -85,11 +86,9 @@ impl Store {
         let named = |socket: &Arc<Socket>| format!("{NAME_PREFIX}{}", socket.port_id());
         let mut there: HashMap<String, BorrowedFd<'_>> =
             sockets.iter().map(|socket| (named(socket), socket.as_fd())).collect();
-        match dispatcher.in_flight().id() {
-            Ok(id) => {
-                let record = dispatcher.in_flight().as_fd();
-                there.insert(format!("{NAME_PREFIX}{RECORD}{id}"), record);
-            }
+        let record = dispatcher.in_flight();
+        match record.id() {
+            Ok(id) => drop(there.insert(format!("{NAME_PREFIX}{RECORD}{id}"), record.as_fd())),
             Err(err) => tracing::warn!(%err, "cannot keep the record of upcalls in flight"),
         }
         for (name, fd) in &there {

@@ -12,7 +12,7 @@ use crate::cli::RunArgs;
 use crate::exit::Exit;
 use crate::handler::Policy;
 use crate::logging::Levels;
-use crate::run::{builder, notify};
+use crate::run::{builder, notify, serving};
 use crate::settings::{Change, Settings};
 
 /// What a daemon was started with, and what it is to do now.
@@ -53,7 +53,7 @@ impl<'a> Reloader<'a> {
             Err(err) => tracing::error!(%err, "configuration not reloaded, nothing has changed"),
         }
         let status = match &applied {
-            Ok(_) => format!("serving {}", self.settings().datapath),
+            Ok(_) => serving(&dispatcher.info().await),
             Err(err) => format!("serving as before; reload refused: {err}"),
         };
         notify(&[NotifyState::Ready, NotifyState::Status(&status)]);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use upcall::{Builder, Dispatcher};
+use upcall::{Builder, Dispatcher, Info};
 
 use crate::cli::RunArgs;
 use crate::control::{Control, History};
@@ -109,10 +109,7 @@ impl Daemon<'_> {
             // Whoever deletes it again and again must not keep us busy.
             tokio::select! {
                 () = tokio::time::sleep(RECREATE_PAUSE) => {}
-                name = self.signals.next() => {
-                    tracing::info!(signal = name, "stopping");
-                    return Ok(());
-                }
+                _ = self.signals.next() => return Ok(()),
             }
         }
     }
@@ -131,11 +128,11 @@ impl Daemon<'_> {
         announce(&dispatcher, settings).await;
         let ended =
             watch::Watch::new(self, settings, &*policy, store, teller).run(&dispatcher).await;
-        if ended.is_err() || matches!(ended, Ok(Ended::Asked)) {
+        if !matches!(ended, Ok(Ended::Deleted(_))) {
             notify(&[NotifyState::Stopping]);
         }
         let info = dispatcher.info().await;
-        let stats = if settings.hand_over && matches!(ended, Ok(Ended::Asked)) {
+        let stats = if settings.hand_over && matches!(ended, Ok(Ended::ToSuccessor)) {
             store.update(&dispatcher).await;
             dispatcher.hand_over().await
         } else {
@@ -152,8 +149,10 @@ impl Daemon<'_> {
 
 /// How the service of a datapath ended, if not by an error.
 enum Ended {
-    /// By a signal or a command.
+    /// By a signal or a command, for good.
     Asked,
+    /// By the signal that says that a successor comes.
+    ToSuccessor,
     /// Somebody deleted the datapath, and it is to be made anew.
     Deleted(upcall::Failure),
 }
@@ -213,8 +212,12 @@ async fn announce(dispatcher: &Dispatcher, settings: &Settings) {
         port_queue_max = settings.limits.queue.port_upcalls_max,
         "limits"
     );
-    let status = format!("serving {}, {} dispatch", info.datapath, info.mode);
-    notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(&serving(&info))]);
+}
+
+/// The status that `systemctl status` shows.
+pub(crate) fn serving(info: &Info) -> String {
+    format!("serving {}, {} dispatch", info.datapath, info.mode)
 }
 
 /// Tells systemd, if it started us.
@@ -231,6 +234,8 @@ fn listen_to(kind: SignalKind) -> Result<Signal, Exit> {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// A service manager sends it where it restarts the daemon: `RestartKillSignal=`.
+    successor: Signal,
 }
 
 impl Signals {
@@ -238,13 +243,17 @@ impl Signals {
         Ok(Self {
             terminate: listen_to(SignalKind::terminate())?,
             interrupt: listen_to(SignalKind::interrupt())?,
+            successor: listen_to(SignalKind::user_defined2())?,
         })
     }
 
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
+    async fn next(&mut self) -> Ended {
+        let (signal, ended) = tokio::select! {
+            _ = self.terminate.recv() => ("SIGTERM", Ended::Asked),
+            _ = self.interrupt.recv() => ("SIGINT", Ended::Asked),
+            _ = self.successor.recv() => ("SIGUSR2", Ended::ToSuccessor),
+        };
+        tracing::info!(signal, "stopping");
+        ended
     }
 }

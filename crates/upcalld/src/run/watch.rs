@@ -158,10 +158,7 @@ impl<'a> Sight<'a> {
         let mut alive = ticks(watchdog.unwrap_or(Duration::from_hours(1)));
         loop {
             tokio::select! {
-                name = signals.next() => {
-                    tracing::info!(signal = name, "stopping");
-                    return Ok(Ended::Asked);
-                }
+                ended = signals.next() => return Ok(ended),
                 failure = dispatcher.failed() => return self.failed(failure),
                 question = teller.question() => told::answer(question, dispatcher).await,
                 _ = store_check.tick() => store.update(dispatcher).await,

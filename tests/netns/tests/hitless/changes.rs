@@ -15,7 +15,7 @@ use ovs_wire::datapath::UserFeatures;
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
 use upcall::{Dispatch, Dispatcher, Handler, InFlight, InstallPolicy, Shape, Upcall, Verdict};
-use upcall_testkit::daemon::Signal;
+use upcall_testkit::daemon::{STOP_TIMEOUT, Signal};
 use upcall_testkit::raw::ETHERTYPE_EXPERIMENTAL;
 use upcall_testkit::topology::HOST_LINK;
 use upcall_testkit::{Frame, Hosts, RawSocket, Totals, Upcalld, UpcalldBuilder, wait_until};
@@ -108,7 +108,8 @@ fn a_restart_that_hands_its_sockets_over_loses_nothing_and_keeps_the_order() -> 
         traffic.wait(5)?;
         let sockets = first.stored_sockets()?;
         ensure!(!sockets.is_empty(), "nothing is stored");
-        let exit = first.stop()?;
+        first.signal(Signal::USR2)?;
+        let exit = first.wait_exit(STOP_TIMEOUT)?;
         ensure!(exit.status.success(), "{exit:?}");
         ensure!(traffic.goes_on(), "{mode}: the traffic ended before the restart");
         let second = switch().adopt(sockets).start(&hosts.switch)?;
