@@ -10,7 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
+
 use crate::counting::Reading;
+use crate::exit::Exit;
 
 /// A handler that panics at each packet must not fill disk and log: reports at least so far apart.
 const REPORT_GAP: Duration = Duration::from_mins(1);
@@ -34,7 +38,12 @@ static LAST: Mutex<Last> = Mutex::new(Last {
 });
 
 /// Reports panics on standard error from now on, and to `file` as well.
-pub(crate) fn watch(datapath: &str, file: Option<PathBuf>) {
+///
+/// # Errors
+///
+/// [`Exit::Other`] when the file could not be written: that must not be found out by a panic.
+pub(crate) fn watch(datapath: &str, file: Option<PathBuf>) -> Result<(), Exit> {
+    file.as_deref().map_or(Ok(()), check)?;
     datapath.clone_into(&mut LAST.lock().unwrap_or_else(PoisonError::into_inner).datapath);
     std::panic::set_hook(Box::new(move |info| {
         let Some(report) = report(info) else { return };
@@ -46,6 +55,23 @@ pub(crate) fn watch(datapath: &str, file: Option<PathBuf>) {
             let _nobody = writeln!(std::io::stderr(), "cannot write {}: {err}", path.display());
         }
     }));
+    Ok(())
+}
+
+/// Could the file be written, or made? It is not, as long as there is nothing to report.
+fn check(path: &Path) -> Result<(), Exit> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    let able = match access(path, Access::WRITE_OK) {
+        Err(Errno::NOENT) => access(directory, Access::WRITE_OK | Access::EXEC_OK),
+        other => other,
+    };
+    able.map_err(|err| {
+        Exit::Other(format!(
+            "cannot write the crash report {}: {err}; name a file in a directory that the daemon's user may write",
+            path.display()
+        ))
+    })
 }
 
 /// The counters as of now, for a report.
@@ -96,7 +122,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("crash");
         let before = std::panic::take_hook();
-        watch("dp0", Some(path.clone()));
+        watch("dp0", Some(path.clone())).unwrap();
+        assert!(!path.exists(), "there is nothing to report");
         note(&[
             Reading { name: "received", help: "", value: 7 },
             Reading { name: "shed", help: "", value: 0 },
@@ -120,6 +147,19 @@ mod tests {
             assert!(text.contains(part), "no '{part}' in {text}");
         }
         assert!(!text.contains("shed:") && text.matches("panicked at 20").count() == 1, "{text}");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_found_out_at_the_start() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(
+            check(&directory.path().join("crash")).is_ok() && check(Path::new("crash")).is_ok()
+        );
+        let err = check(&directory.path().join("none/crash")).unwrap_err().to_string();
+        assert!(
+            err.contains("none/crash: No such file or directory") && err.contains("name a file"),
+            "{err}"
+        );
     }
 
     #[test]

@@ -36,7 +36,7 @@ const RECREATE_PAUSE: Duration = Duration::from_millis(200);
 pub(crate) fn run(args: &RunArgs) -> Result<(), Exit> {
     let settings = Settings::gather(args)?;
     let levels = logging::start(settings.log.as_deref(), settings.log_format)?;
-    crash::watch(&settings.datapath, settings.crash_report.clone());
+    crash::watch(&settings.datapath, settings.crash_report.clone())?;
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
