@@ -153,7 +153,7 @@ impl Heard {
         ];
         let job = Job {
             argv: words.map(str::to_owned).to_vec(),
-            env: guest::environment(true),
+            env: guest::environment(None),
             limit_s: 0,
         };
         let debian = Some(debian::peer(&kernel.name).archive(&args.origin)?);

@@ -16,19 +16,58 @@ pub(crate) struct Programs {
     packages: &'static [&'static str],
     /// What of them is left out beside [`LEFT_OUT`].
     left_out: &'static [&'static str],
+    /// What of [`LEFT_OUT`] is taken all the same.
+    kept: &'static [&'static str],
     /// Directory of the cache: an older archive of the same choice is thrown away.
     home: &'static str,
 }
 
+/// What a guest can have of Debian, by the name that a test declares it with or a person asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub(crate) enum Choice {
+    /// ovs-dpctl, ip, ping, iperf3, curl, ethtool, busybox as sh
+    Tools,
+    /// systemd with its tools, to be started in namespaces of its own; busybox as sh
+    Systemd,
+}
+
+impl Choice {
+    fn programs(self) -> Programs {
+        match self {
+            Self::Tools => TOOLS,
+            Self::Systemd => SYSTEMD,
+        }
+    }
+
+    /// An initramfs archive with it, from the cache if it is there.
+    pub(crate) fn archive(self, origin: &Origin) -> Result<PathBuf> {
+        self.programs().archive(origin)
+    }
+}
+
 /// What tests talk to: tools, without the peer's daemons.
-const TOOLS: Programs =
-    Programs { suite: "trixie", packages: PACKAGES, left_out: DAEMONS, home: "debian" };
+const TOOLS: Programs = Programs {
+    suite: "trixie",
+    packages: PACKAGES,
+    left_out: DAEMONS,
+    kept: &["usr/share/iproute2", "usr/share/openvswitch"],
+    home: "debian",
+};
+
+/// A service manager, in one version for all kernels: what is tested with it is a unit.
+const SYSTEMD: Programs = Programs {
+    suite: "trixie",
+    packages: &["busybox-static", "dash", "kmod", "systemd", "util-linux"],
+    left_out: NOT_OF_A_SERVICE,
+    kept: &["usr/bin/systemctl", "usr/bin/systemd", "usr/lib/systemd", SYSTEMD_LIBRARIES],
+    home: "systemd",
+};
 
 /// The peer itself, `ovs-vswitchd`, in the version that was current with this line of kernels.
 pub(crate) fn peer(line: &str) -> Programs {
     let (suite, home) =
         if line == "7" { ("forky", "peer-forky") } else { ("trixie", "peer-trixie") };
-    Programs { suite, packages: PEER_PACKAGES, left_out: &[], home }
+    Programs { suite, packages: PEER_PACKAGES, left_out: &[], kept: TOOLS.kept, home }
 }
 
 const PEER_PACKAGES: &[&str] = &[
@@ -89,8 +128,19 @@ const DAEMONS: &[&str] = &[
     "usr/share/openvswitch",
 ];
 
-/// Databases that programs read at run time, from the directories left out otherwise.
-const KEPT: &[&str] = &["usr/share/iproute2", "usr/share/openvswitch"];
+const SYSTEMD_LIBRARIES: &str = "usr/lib/x86_64-linux-gnu/systemd";
+
+/// What systemd starts at boot and a single service does not need: it takes an emulated CPU seconds.
+const NOT_OF_A_SERVICE: &[&str] = &[
+    "usr/lib/systemd/boot",
+    "usr/lib/systemd/catalog",
+    "usr/lib/systemd/system-generators",
+    "usr/lib/systemd/system-environment-generators",
+    "usr/lib/systemd/system/multi-user.target.wants",
+    "usr/lib/systemd/system/sockets.target.wants",
+    "usr/lib/systemd/system/sysinit.target.wants",
+    "usr/lib/systemd/system/timers.target.wants",
+];
 
 /// Small tools from busybox, where no package has brought its own. The shell is not among them: its
 /// would prefer busybox's `ip` and `ping` to the real ones.
@@ -100,11 +150,6 @@ const APPLETS: &[&str] = &[
     "ps", "rm", "rmmod", "sed", "seq", "sleep", "sort", "stat", "sysctl", "tail", "tee", "test",
     "timeout", "top", "tr", "true", "uname", "wc",
 ];
-
-/// An initramfs archive with the tools, from the cache if it is there.
-pub(crate) fn archive(origin: &Origin) -> Result<PathBuf> {
-    TOOLS.archive(origin)
-}
 
 impl Programs {
     /// An initramfs archive with the programs, from the cache if it is there.
@@ -122,8 +167,8 @@ impl Programs {
 
     /// Another list of packages is another archive.
     fn file_name(&self) -> String {
-        let words =
-            [self.packages, LEFT_OUT, self.left_out, KEPT, APPLETS].into_iter().flatten().copied();
+        let lists = [self.packages, LEFT_OUT, self.left_out, self.kept, APPLETS];
+        let words = lists.into_iter().flatten().copied();
         let digest = words.flat_map(str::bytes).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
@@ -154,7 +199,7 @@ impl Programs {
 
     fn is_kept(&self, path: &str) -> bool {
         let begins = |list: &[&str]| list.iter().any(|prefix| path.starts_with(prefix));
-        !begins(self.left_out) && (begins(KEPT) || path == "usr/share" || !begins(LEFT_OUT))
+        !begins(self.left_out) && (begins(self.kept) || path == "usr/share" || !begins(LEFT_OUT))
     }
 }
 
@@ -187,6 +232,15 @@ mod tests {
         for path in ["usr/share/doc", "usr/bin/perl5.40", "var/lib", "usr/lib/systemd/systemd"] {
             assert!(!TOOLS.is_kept(path), "{path}");
         }
+    }
+
+    #[test]
+    fn a_service_manager_comes_without_what_else_it_would_start() {
+        let kept = |path: &str| SYSTEMD.is_kept(path);
+        assert!(kept("usr/lib/systemd/systemd") && kept("usr/bin/systemd-analyze"));
+        assert!(kept("usr/lib/systemd/system/sysinit.target") && kept(SYSTEMD_LIBRARIES));
+        assert!(!kept("usr/lib/systemd/system/sysinit.target.wants/x.service"));
+        assert!(!kept("usr/share/doc") && !kept("usr/lib/udev/rules.d"));
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub(crate) fn show(
         (build::stripped(&daemon, &small)?, GUEST_DAEMON.to_owned()),
     ];
     let argv = std::iter::once(format!("/bin/{DEMO}")).chain(arguments).collect();
-    let job = Job { argv, env: guest::environment(false), limit_s: 0 };
+    let job = Job { argv, env: guest::environment(None), limit_s: 0 };
     say!("booting {} in QEMU", kernel.release);
     let guest = Guest { kernel, shape, files, debian: None, jobs: vec![job] };
     let report = guest.run(sink)?;

@@ -1,6 +1,7 @@
 //! A guest from end to end: what goes in, the boot, and a verdict from frames and console.
 
 use crate::cmd::say;
+use crate::debian::Choice;
 use crate::initramfs::Archive;
 use crate::kernels::Kernel;
 use crate::qemu::{Accel, End, Machine};
@@ -50,7 +51,7 @@ pub(crate) const EXAMPLES: &str = "/examples";
 const TURNS_VAR: &str = "UPCALL_TEST_CPUS_TAKE_TURNS";
 
 /// A job's environment: nothing of this machine but what was asked for.
-pub(crate) fn environment(debian: bool) -> Vec<(String, String)> {
+pub(crate) fn environment(debian: Option<Choice>) -> Vec<(String, String)> {
     let mut env: Vec<(String, String)> = [
         ("PATH", "/usr/bin:/usr/sbin:/bin:/sbin"),
         ("HOME", "/root"),
@@ -63,7 +64,7 @@ pub(crate) fn environment(debian: bool) -> Vec<(String, String)> {
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
     .into();
-    if debian {
+    if debian == Some(Choice::Tools) {
         env.push(("UPCALL_TEST_DEBIAN".to_owned(), "1".to_owned()));
     }
     env.extend(std::env::var("RUST_LOG").ok().map(|filter| ("RUST_LOG".to_owned(), filter)));

@@ -5,8 +5,9 @@
 
 use crate::cmd::{self, say};
 use crate::kernels::{self, Origin};
-use crate::{build, qemu};
+use crate::{build, debian, qemu};
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum as _;
 use std::process::Command;
 
 /// `cargo xtask setup`
@@ -35,7 +36,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let modules = kernel.load_order()?.len();
         say!("kernel {line}: {} with {modules} modules is ready", kernel.release);
     }
-    crate::debian::archive(&args.origin)?;
+    for choice in debian::Choice::value_variants() {
+        choice.archive(&args.origin)?;
+    }
     Ok(())
 }
 

@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<i32> {
     let test = test.with_context(|| format!("{PACKAGE} has no test {TEST}"))?;
     let file = build::stripped(&test.file, &build::target_dir()?.join("stripped"))?;
     let path = format!("/bin/{TEST}");
-    let mut env = guest::environment(false);
+    let mut env = guest::environment(None);
     env.push((DURATION_VAR.to_owned(), args.duration.as_secs().max(1).to_string()));
     let machine = MachineArgs { stress: true, ..args.machine.clone() };
     let shape = machine.shape(kernel, args.duration + MARGIN)?;

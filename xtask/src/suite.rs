@@ -1,5 +1,7 @@
 //! `cargo xtask test`: every test of the workspace, here and on every kernel.
 
+mod groups;
+
 use crate::cmd::{self, say};
 use crate::guest::{self, Guest};
 use crate::kernels::{self, Kernel, Origin};
@@ -8,8 +10,9 @@ use crate::lines::Lines;
 use crate::report::{self, Stage};
 use crate::turns::in_turns;
 use crate::vm::MachineArgs;
-use crate::{build, debian, fuzz, host, models, setup};
+use crate::{build, fuzz, host, models, setup};
 use anyhow::{Context, Result};
+use groups::Group;
 use guest_init::protocol::{Frame, Job};
 use std::io::{Read, Write as _};
 use std::path::PathBuf;
@@ -132,18 +135,18 @@ fn real_kernels(args: &Args, stages: &mut Vec<Stage>) {
     if args.origin.kernel_dir.is_none() && host::can_switch() {
         stages.push(stage("this kernel", || this_kernel(args.filter.as_deref())));
     }
-    let mut programs = None;
+    let mut groups = None;
     stages.push(stage("build for guests", || {
         setup::for_guests()?;
-        programs = Some(Programs::build(&args.origin, args.require)?);
+        groups = Some(groups::build(&args.origin, args.filter.as_deref(), args.require)?);
         Ok(Vec::new())
     }));
-    let Some(programs) = programs else { return };
+    let Some(groups) = groups else { return };
     let kernels = kernels_of(args);
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = args.jobs.map_or(cpus.min(2), |jobs| jobs as usize);
     stages.extend(in_turns(jobs, &kernels, |(name, kernel)| match kernel {
-        Ok(kernel) => stage(&kernel.release, || on_kernel(args, kernel, &programs)),
+        Ok(kernel) => stage(&kernel.release, || on_kernel(args, kernel, &groups)),
         Err(e) => cannot_be_had(name, args.require, e),
     }));
 }
@@ -191,54 +194,30 @@ fn this_kernel(filter: Option<&str>) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// What goes into every guest.
-struct Programs {
-    files: Vec<(PathBuf, String)>,
-    tests: Vec<String>,
-    debian: Option<PathBuf>,
-}
-
-impl Programs {
-    fn build(origin: &Origin, require: bool) -> Result<Self> {
-        let small = build::target_dir()?.join("stripped");
-        let (mut files, mut names) = (Vec::new(), Vec::new());
-        for built in build::products(Some(build::MUSL))? {
-            let dir = if built.is_example { guest::EXAMPLES } else { "/bin" };
-            files.push((build::stripped(&built.file, &small)?, format!("{dir}/{}", built.name)));
-        }
-        for built in build::tests(REAL_KERNEL_PACKAGE, Some(build::MUSL))? {
-            let path = format!("/bin/{}", built.name);
-            if built.package != REAL_KERNEL_PACKAGE || names.contains(&path) {
-                continue;
-            }
-            files.push((build::stripped(&built.file, &small)?, path.clone()));
-            names.push(path);
-        }
-        let debian = match debian::archive(origin) {
-            Ok(archive) => Some(archive),
-            Err(e) if require => return Err(e.context("Debian's programs for the guests")),
-            Err(e) => {
-                say!("guests go without Debian's programs: {e:#}");
-                None
-            }
-        };
-        Ok(Self { files, tests: names, debian })
+/// One guest after the other for each group of tests; in each, all its binaries, one after the other.
+fn on_kernel(args: &Args, kernel: &Kernel, groups: &[Group]) -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for group in groups {
+        cases.extend(match &group.lacks {
+            Some(why) => group.skipped(why),
+            None => in_a_guest(args, kernel, group)?,
+        });
     }
+    Ok(cases)
 }
 
-/// One guest runs all test binaries, one after the other.
-fn on_kernel(args: &Args, kernel: &Kernel, programs: &Programs) -> Result<Vec<Case>> {
-    let env = guest::environment(programs.debian.is_some());
+fn in_a_guest(args: &Args, kernel: &Kernel, group: &Group) -> Result<Vec<Case>> {
+    let env = guest::environment(group.debian.as_ref().map(|_| group.choice));
     let job = |test: &String| {
         let mut command = vec![test.clone(), "--test-threads=1".into(), "--nocapture".into()];
         command.extend(args.filter.clone());
         Job { argv: command, env: env.clone(), limit_s: args.timeout.as_secs() as u32 }
     };
-    let jobs: Vec<Job> = programs.tests.iter().map(job).collect();
+    let jobs: Vec<Job> = group.tests.iter().map(job).collect();
     let shape = args.machine.shape(kernel, args.timeout + GUEST_MARGIN)?;
-    let files = programs.files.clone();
-    let guest = Guest { kernel, shape, files, debian: programs.debian.clone(), jobs };
-    let mut listener = Listener::new(&kernel.name, &programs.tests);
+    let guest =
+        Guest { kernel, shape, files: group.files.clone(), debian: group.debian.clone(), jobs };
+    let mut listener = Listener::new(&kernel.name, &group.tests);
     let outcome = guest.run(&mut |frame| listener.frame(frame));
     Ok(listener.finish(outcome.err()))
 }

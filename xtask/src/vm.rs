@@ -48,9 +48,9 @@ pub(crate) struct Args {
     origin: Origin,
     #[command(flatten)]
     machine: MachineArgs,
-    /// Put Debian programs into the guest: ovs-dpctl, ip, ping, iperf3, curl, ethtool, busybox as sh
-    #[arg(long)]
-    debian: bool,
+    /// Put Debian programs into the guest
+    #[arg(long, value_enum, value_name = "WHICH", num_args = 0..=1, default_missing_value = "tools")]
+    debian: Option<debian::Choice>,
     /// Stop the machine after this time
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
     timeout: Duration,
@@ -89,11 +89,11 @@ pub(crate) fn run(args: &Args) -> Result<i32> {
         // The command may be one that finds out why.
         Err(e) => say!("upcalld does not build and is not in the guest: {e:#}"),
     }
-    let debian = args.debian.then(|| debian::archive(&args.origin)).transpose()?;
+    let debian = args.debian.map(|choice| choice.archive(&args.origin)).transpose()?;
     let mut status = 0;
     for kernel in &kernels {
-        let job =
-            Job { argv: args.command.clone(), env: guest::environment(args.debian), limit_s: 0 };
+        let env = guest::environment(args.debian);
+        let job = Job { argv: args.command.clone(), env, limit_s: 0 };
         let shape = args.machine.shape(kernel, args.timeout)?;
         say!("booting {} ({:?}, {} CPUs)", kernel.release, shape.accel, shape.smp);
         let guest =
