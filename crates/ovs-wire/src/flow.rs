@@ -2,7 +2,7 @@
 
 use crate::attr::Attrs;
 pub use crate::nl::object_cmd as cmd;
-use crate::nl::{OvsHeader, write_message};
+use crate::nl::{NLM_F_DUMP, OvsHeader, write_message};
 use crate::{AttrBuilder, WireError};
 
 /// Family name and multicast group name.
@@ -22,6 +22,26 @@ pub mod attr {
     pub const MASK: u16 = 7;
     pub const PROBE: u16 = 8;
     pub const UFID: u16 = 9;
+    pub const UFID_FLAGS: u16 = 10;
+}
+
+/// What the kernel leaves out of a flow that it describes (`OVS_UFID_F_OMIT_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Omit {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Key, mask and actions: identity, counters and times are left. A flow without a unique id is
+    /// identified by its key, which is there in any case.
+    Terse,
+}
+
+impl Omit {
+    fn fill(self, b: &mut AttrBuilder<'_>) {
+        if self == Self::Terse {
+            b.u32(attr::UFID_FLAGS, 0b111);
+        }
+    }
 }
 
 /// `struct ovs_flow_stats`.
@@ -34,7 +54,7 @@ pub struct FlowStats {
 }
 
 /// A flow as the kernel describes it, its parts borrowed from the message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Flow<'a> {
     /// The datapath.
     pub dp_ifindex: i32,
@@ -58,16 +78,7 @@ impl<'a> Flow<'a> {
     /// Reads a reply or notification: a message's payload. Gives its command too.
     pub fn parse(payload: &'a [u8]) -> Result<(u8, Self), WireError> {
         let (header, attrs) = OvsHeader::split(payload)?;
-        let mut flow = Self {
-            dp_ifindex: header.dp_ifindex,
-            key: &[],
-            mask: &[],
-            actions: &[],
-            stats: FlowStats::default(),
-            tcp_flags: 0,
-            used_ms: None,
-            ufid: None,
-        };
+        let mut flow = Self { dp_ifindex: header.dp_ifindex, ..Self::default() };
         for attr in Attrs::new(attrs) {
             let attr = attr?;
             match attr.kind {
@@ -105,6 +116,9 @@ pub struct FlowPut<'a> {
     /// Only ask whether the kernel would take it: no logging there. The flow is installed
     /// nevertheless and must be deleted.
     pub probe: bool,
+    /// Unique id, 1 to 16 bytes: from then on the flow is found and deleted by that, and not by its key.
+    /// Without one the kernel keeps a copy of the key as it was sent.
+    pub ufid: Option<&'a [u8]>,
 }
 
 impl FlowPut<'_> {
@@ -136,7 +150,35 @@ impl FlowPut<'_> {
         if self.probe {
             b.flag(attr::PROBE);
         }
+        if let Some(ufid) = self.ufid {
+            b.bytes(attr::UFID, ufid);
+        }
     }
+}
+
+/// Appends a request for all flows of a datapath to a datagram.
+pub fn write_dump(
+    buf: &mut Vec<u8>,
+    (family, seq): (u16, u32),
+    dp_ifindex: i32,
+    omit: Omit,
+) -> Result<(), WireError> {
+    let header = OvsHeader { cmd: cmd::GET, version: VERSION, dp_ifindex };
+    write_message(buf, family, NLM_F_DUMP, seq, header, |b| omit.fill(b))
+}
+
+/// Appends a request to delete a flow, which is found by its unique id if it has one, else by its key. With
+/// [`NLM_F_ECHO`](crate::nl::NLM_F_ECHO) in `flags` the reply is the flow as it was at its end.
+pub fn write_delete(
+    buf: &mut Vec<u8>,
+    (family, flags, seq): (u16, u16, u32),
+    flow: &Flow<'_>,
+) -> Result<(), WireError> {
+    let header = OvsHeader { cmd: cmd::DEL, version: VERSION, dp_ifindex: flow.dp_ifindex };
+    write_message(buf, family, flags, seq, header, |b| match flow.ufid {
+        Some(ufid) => drop(b.bytes(attr::UFID, ufid)),
+        None => drop(b.bytes(attr::KEY, flow.key)),
+    })
 }
 
 /// Payload of a request about the flow with `key`: `cmd::GET` or `cmd::DEL`. `None` with GET as a
@@ -187,12 +229,37 @@ mod tests {
 
     #[test]
     fn a_put_without_a_mask_has_none() {
-        let put = FlowPut { dp_ifindex: 1, key: &[0; 4], mask: None, actions: &[], probe: true };
-        let mut buf = Vec::new();
-        put.write_payload(&mut buf).unwrap();
-        let (_, attrs) = OvsHeader::split(&buf).unwrap();
-        let kinds: Vec<_> = Attrs::new(attrs).map(|a| a.unwrap().kind).collect();
-        assert_eq!(kinds, [attr::KEY, attr::ACTIONS, attr::PROBE]);
+        let put = FlowPut {
+            dp_ifindex: 1,
+            key: &[0; 4],
+            mask: None,
+            actions: &[],
+            probe: true,
+            ufid: None,
+        };
+        let kinds = |put: FlowPut<'_>| {
+            let mut buf = Vec::new();
+            put.write_payload(&mut buf).unwrap();
+            let (_, attrs) = OvsHeader::split(&buf).unwrap();
+            Attrs::new(attrs).map(|a| a.unwrap().kind).collect::<Vec<_>>()
+        };
+        assert_eq!(kinds(put), [attr::KEY, attr::ACTIONS, attr::PROBE]);
+        let put = FlowPut { mask: Some(&[0; 4]), ufid: Some(&[7; 16]), probe: false, ..put };
+        assert_eq!(kinds(put), [attr::KEY, attr::MASK, attr::ACTIONS, attr::UFID]);
+    }
+
+    #[test]
+    fn a_flow_is_deleted_by_its_id_if_it_has_one() {
+        let flow = Flow { dp_ifindex: 1, key: &[1; 8], ..Flow::default() };
+        for (flow, kind) in [(flow, attr::KEY), (Flow { ufid: Some(&[7; 16]), ..flow }, attr::UFID)]
+        {
+            let mut buf = Vec::new();
+            write_delete(&mut buf, (30, 0, 2), &flow).unwrap();
+            let message = crate::nl::NlMsgs::new(&buf).next().unwrap().unwrap();
+            let (header, attrs) = OvsHeader::split(message.payload).unwrap();
+            let kinds: Vec<_> = Attrs::new(attrs).map(|a| a.unwrap().kind).collect();
+            assert_eq!((header.cmd, kinds.as_slice()), (cmd::DEL, [kind].as_slice()));
+        }
     }
 
     #[test]

@@ -41,6 +41,11 @@ impl FlowLimit {
         self.now
     }
 
+    /// Is it lower than what is allowed at most?
+    pub fn is_lowered(&self) -> bool {
+        self.now < self.max
+    }
+
     /// How often it was lowered.
     pub fn cuts(&self) -> u64 {
         self.cuts

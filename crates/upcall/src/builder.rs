@@ -140,6 +140,7 @@ pub struct Builder {
     pub(crate) lane_by: LaneBy,
     pub(crate) sample_userdata: Option<Vec<u8>>,
     pub(crate) flow_idle: Duration,
+    pub(crate) flow_hard: Option<Duration>,
     pub(crate) sweep_interval: Duration,
     pub(crate) keep: bool,
     pub(crate) takeover: bool,
@@ -162,6 +163,7 @@ impl Builder {
             lane_by: LaneBy::default(),
             sample_userdata: None,
             flow_idle: Duration::from_secs(10),
+            flow_hard: None,
             sweep_interval: Duration::from_secs(1),
             keep: false,
             takeover: false,
@@ -235,7 +237,17 @@ impl Builder {
         self
     }
 
-    /// How often the flow table is read and revalidated. Default 1 s.
+    /// A flow is removed at latest this long after it was installed, although it is used: its next packet
+    /// comes up and is decided about anew. Sweeps remove flows, so it goes with the last one before; with less
+    /// than [`Builder::sweep_interval`], with the next one. A flow that was there before, and that no
+    /// dispatcher installed, counts from when it was first seen. Default `None`: flows are removed only when
+    /// they idle or are wrong.
+    pub fn flow_hard(mut self, hard: Option<Duration>) -> Self {
+        self.flow_hard = hard;
+        self
+    }
+
+    /// How often the flow table is read. Default 1 s.
     pub fn sweep_interval(mut self, interval: Duration) -> Self {
         self.sweep_interval = interval;
         self

@@ -234,6 +234,8 @@ impl Dispatcher {
             flow_limit: flow_limit.now(),
             flow_limit_cuts: flow_limit.cuts(),
             sweeps: *self.sweeps.lock().unwrap_or_else(PoisonError::into_inner),
+            flows_gone: self.shared.flow_counts.total(),
+            flow_counts_forgotten: self.shared.flow_counts.forgotten(),
             repairs: self.shared.repairs.load(Ordering::Relaxed),
             ports_vanished: self.shared.ports_vanished.load(Ordering::Relaxed),
             crash_lost: self.crash_lost,

@@ -9,6 +9,7 @@ mod plan;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use netlink_io::{Datagram, Socket};
 use upcall_core::{InstallLimits, Ledger, Police, PortTally, Sampler, Tick, Whereabouts, Work};
@@ -18,6 +19,7 @@ use self::intake::Reading;
 use self::plan::Plan;
 use crate::Verdict;
 use crate::batch::Batch;
+use crate::flow_id::FlowIds;
 use crate::in_flight::Slot;
 use crate::observe::Onlooker;
 use crate::shared::Shared;
@@ -55,6 +57,7 @@ pub(crate) struct Engine {
     in_flight: Slot,
     batch: Batch,
     verdict: Verdict,
+    flow_ids: FlowIds,
     /// What bounds rates, since the round began.
     police: Option<Arc<Police>>,
     /// Who looks on in this round.
@@ -154,12 +157,14 @@ impl Engine {
     ) -> Self {
         let wide = Plan::new(shared.limits.load().install);
         let batch = Batch::new(tx, shared.clock);
+        let flow_ids = FlowIds::new(shared.engines.fetch_add(1, Ordering::Relaxed));
         Self {
             shared,
             ledger,
             in_flight,
             batch,
             verdict: Verdict::new(),
+            flow_ids,
             police: None,
             onlooker: None,
             timed: Sampler::new(TIMED_EVERY),

@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use netlink_io::{AsyncSocket, Socket};
-use ovs_wire::flow::{self, Flow};
-use ovs_wire::nl::{
-    NLM_F_DUMP, NLMSG_DONE, NLMSG_ERROR, NlAck, NlMsg, NlMsgs, OvsHeader, write_message,
-};
+use ovs_wire::flow::{self, Flow, Omit};
+use ovs_wire::nl::{NLMSG_DONE, NLMSG_ERROR, NlAck, NlMsg, NlMsgs};
 use rustix::time::{ClockId, clock_gettime};
 
 /// Bytes of a piece of a dump; the kernel fills at most 32 KiB.
@@ -16,16 +14,18 @@ const PIECE_MAX: usize = 64 << 10;
 /// How long the kernel may take for one piece.
 const PIECE_LIMIT: Duration = Duration::from_secs(5);
 
-/// Hands every flow of a datapath to `each`. After an error the rest of the dump may be on its way, so
-/// the socket must not be used for another.
+/// Hands every flow of a datapath to `each`, without what is to be omitted. After an error the rest of
+/// the dump may be on its way, so the socket must not be used for another.
 pub(crate) async fn read(
     socket: &Arc<Socket>,
     flow_family: u16,
-    dp_ifindex: i32,
+    (dp_ifindex, omit): (i32, Omit),
     mut each: impl FnMut(&Flow<'_>) -> io::Result<()>,
 ) -> io::Result<()> {
     let readable = AsyncSocket::new(socket.clone())?;
-    socket.send(&request(flow_family, dp_ifindex)?)?;
+    let mut request = Vec::new();
+    flow::write_dump(&mut request, (flow_family, 1), dp_ifindex, omit).map_err(io::Error::other)?;
+    socket.send(&request)?;
     let mut buf = vec![0; PIECE_MAX];
     let mut done = false;
     while !done {
@@ -35,14 +35,6 @@ pub(crate) async fn read(
         }
     }
     Ok(())
-}
-
-fn request(flow_family: u16, dp_ifindex: i32) -> io::Result<Vec<u8>> {
-    let header = OvsHeader { cmd: flow::cmd::GET, version: flow::VERSION, dp_ifindex };
-    let mut request = Vec::new();
-    write_message(&mut request, flow_family, NLM_F_DUMP, 1, header, |_| {})
-        .map_err(io::Error::other)?;
-    Ok(request)
 }
 
 /// Handles a piece of the dump; `true` at its end.

@@ -26,21 +26,19 @@ impl FlowRoom {
         self.room.fetch_sub(1, Ordering::Relaxed) > 0
     }
 
-    /// A sweep found `found` flows, of which `left` are left, and took so long.
-    pub(crate) fn swept(&self, found: u64, left: u64, took: Duration) {
+    /// A sweep found `found` flows, of which `left` are left; it took so long, if it asked about each.
+    pub(crate) fn swept(&self, found: u64, left: u64, took: Option<Duration>) {
         let mut limit = self.lock();
-        let before = limit.now();
-        limit.dumped(found, took);
-        if limit.now() < before {
-            tracing::warn!(
-                flows = found,
-                ?took,
-                limit = limit.now(),
-                "a sweep of the flow table was slow: fewer flows are allowed until it is fast again"
-            );
+        if let Some(took) = took {
+            follow(&mut limit, found, took);
         }
         self.flows.store(left, Ordering::Relaxed);
         self.count(&limit);
+    }
+
+    /// Are fewer flows allowed than at most? Only sweeps that ask about each raise the limit again.
+    pub(crate) fn is_lowered(&self) -> bool {
+        self.lock().is_lowered()
     }
 
     /// Allows another number of flows at most.
@@ -68,5 +66,18 @@ impl FlowRoom {
 
     fn lock(&self) -> MutexGuard<'_, FlowLimit> {
         self.limit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn follow(limit: &mut FlowLimit, flows: u64, took: Duration) {
+    let before = limit.now();
+    limit.dumped(flows, took);
+    if limit.now() < before {
+        tracing::warn!(
+            flows,
+            ?took,
+            limit = limit.now(),
+            "a sweep of the flow table was slow: fewer flows are allowed until it is fast again"
+        );
     }
 }

@@ -25,11 +25,15 @@ pub trait Handler: Send + Sync + 'static {
     /// The datapath's ports, when the dispatcher starts and whenever they change.
     fn ports_changed(&self, _ports: &Ports) {}
 
-    /// A sweep of the flow table begins: the time to age what the handler has learned.
-    fn begin_sweep(&self) {}
+    /// A sweep of the flow table begins: the time to age what the handler has learned. Says what the sweep
+    /// is to look at; by default at everything.
+    fn begin_sweep(&self) -> Look {
+        Look::All
+    }
 
-    /// Would the handler still decide as this flow does? Asked for every flow at every sweep, also
-    /// for flows found on the datapath that the dispatcher did not install.
+    /// Would the handler still decide as this flow does? Asked for every flow, also for flows found on the
+    /// datapath that the dispatcher did not install, at every sweep that [looks at all](Look::All). The first
+    /// sweep asks twice, and minds the second answer.
     fn revalidate(&self, _flow: &FlowView<'_>, _ports: &Ports) -> Fate {
         Fate::Keep
     }
@@ -44,8 +48,8 @@ impl<H: Handler + ?Sized> Handler for Arc<H> {
         (**self).ports_changed(ports);
     }
 
-    fn begin_sweep(&self) {
-        (**self).begin_sweep();
+    fn begin_sweep(&self) -> Look {
+        (**self).begin_sweep()
     }
 
     fn revalidate(&self, flow: &FlowView<'_>, ports: &Ports) -> Fate {
@@ -256,6 +260,19 @@ pub struct FlowView<'a> {
     pub packets: u64,
     /// Time since it last matched a packet, or since it was first seen if it never has.
     pub idle: Duration,
+}
+
+/// What a sweep of the flow table looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Look {
+    /// Every flow as a whole: the handler is asked about each ([`Handler::revalidate`]).
+    #[default]
+    All,
+    /// Counters and times alone, by which flows idle out: a part of the work. Right as long as nothing has
+    /// changed that the handler decided by. When ports have changed or a verdict asked for a sweep
+    /// ([`Verdict::revalidate`]), the dispatcher looks at everything nevertheless, at the next sweep too, and so
+    /// it does once in ten sweeps.
+    Times,
 }
 
 /// Keep a flow?

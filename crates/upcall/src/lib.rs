@@ -112,6 +112,7 @@
 //! | time for an answer | [`Limits::handler_timeout`] | `shed_handler_timeout` |
 //! | flows of a listener | [`Limits::accept_max`], [`Limits::accepted_max`] | `shed_listener_full` |
 //! | installs that wait | [`Limits::install`] | `install_overflow`, `install_forced` |
+//! | flows whose counters are remembered when they are removed | 16,384 | [`Stats::flow_counts_forgotten`] |
 //! | flows on the datapath | [`Limits::flows_max`], and how long a sweep takes | `flow_limit_hits`, [`Stats::flow_limit_cuts`] |
 //!
 //! ## Losses
@@ -155,7 +156,9 @@ mod delivery;
 mod dispatcher;
 mod engine;
 mod error;
+mod flow_counts;
 mod flow_dump;
+mod flow_id;
 mod flow_room;
 mod funnel;
 mod grace;
@@ -195,7 +198,7 @@ mod worker;
 pub use builder::{Builder, InstallPolicy, Limits, OnPortGone, Shape};
 pub use dispatcher::{Dispatcher, FlowFilter, FlowQuery, FlowText, HotFlow, HotFlows};
 pub use error::{Error, ErrorKind, Failure};
-pub use handler::{Fate, FlowView, Handler, Upcall, Verdict};
+pub use handler::{Fate, FlowView, Handler, Look, Upcall, Verdict};
 pub use in_flight::InFlight;
 pub use lane_key::LaneBy;
 pub use listen::{Flow, FlowUpcall, Listener};
@@ -210,6 +213,8 @@ pub use ovs_features::{DispatchMode, Wanted as Dispatch};
 pub use ovs_wire::action::{Action, ActionBuf, Actions};
 #[doc(inline)]
 pub use ovs_wire::datapath::{Datapath, DatapathStats};
+#[doc(inline)]
+pub use ovs_wire::flow::FlowStats;
 #[doc(inline)]
 pub use ovs_wire::key::{KeySummary, L3Addrs, MacAddr, VlanTci};
 #[doc(inline)]

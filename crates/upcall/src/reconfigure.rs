@@ -11,7 +11,7 @@ use crate::{
 
 impl Builder {
     pub(crate) fn life(&self) -> FlowLife {
-        FlowLife { idle: self.flow_idle, sweep_interval: self.sweep_interval }
+        FlowLife { idle: self.flow_idle, hard: self.flow_hard, sweep_interval: self.sweep_interval }
     }
 
     /// What cannot be changed while a dispatcher runs: by name, as text.
@@ -49,9 +49,9 @@ impl Builder {
 impl Dispatcher {
     /// Changes a running dispatcher to what `wanted` says, without losing an upcall or its order: ports
     /// (which are asked for from now on, those no longer asked for are taken out), [`Builder::shape`] as
-    /// by [`Dispatcher::reshape`], [`Builder::flow_idle`], [`Builder::sweep_interval`], and of [`Limits`]
-    /// `flows_max`, `storm_shield`, `funnel`, `port_rates` and `queue.port_upcalls_max`. Changed rates begin with
-    /// full buckets, and quotas of single ports ([`Dispatcher::set_port_quota`]) are forgotten.
+    /// by [`Dispatcher::reshape`], [`Builder::flow_idle`], [`Builder::flow_hard`], [`Builder::sweep_interval`],
+    /// and of [`Limits`] `flows_max`, `storm_shield`, `funnel`, `port_rates` and `queue.port_upcalls_max`. Changed
+    /// rates begin with full buckets, and quotas of single ports ([`Dispatcher::set_port_quota`]) are forgotten.
     /// [`Builder::takeover`] and what is inherited count at the start alone.
     ///
     /// # Errors

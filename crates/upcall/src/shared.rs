@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -14,6 +14,7 @@ use crate::clock::Clock;
 use crate::crew::Crew;
 use crate::deferred::Deferred;
 use crate::engine::Hopping;
+use crate::flow_counts::FlowCounts;
 use crate::flow_room::FlowRoom;
 use crate::funnel::Funnelling;
 use crate::lane_key::{LaneBy, LaneKey};
@@ -42,6 +43,7 @@ pub(crate) struct Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FlowLife {
     pub(crate) idle: Duration,
+    pub(crate) hard: Option<Duration>,
     pub(crate) sweep_interval: Duration,
 }
 
@@ -90,6 +92,9 @@ pub(crate) struct Shared {
     /// Somebody else serves the datapath now.
     pub(crate) taken_over: AtomicBool,
     pub(crate) flow_room: FlowRoom,
+    pub(crate) flow_counts: FlowCounts,
+    /// Workers' engines there have been: each makes ids of its own for flows.
+    pub(crate) engines: AtomicU16,
     /// Times that features or table were set right after somebody changed them.
     pub(crate) repairs: AtomicU64,
     /// Ports that were asked for and lost their interface.
@@ -143,6 +148,8 @@ impl Shared {
             ports: ArcSwap::default(),
             sweep_now: Notify::new(),
             flow_room: FlowRoom::new(limits.flows_max),
+            flow_counts: FlowCounts::default(),
+            engines: AtomicU16::new(0),
             repairs: AtomicU64::new(0),
             ports_vanished: AtomicU64::new(0),
             epoch: AtomicU64::new(0),

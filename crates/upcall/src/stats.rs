@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ovs_wire::datapath::DatapathStats;
+use ovs_wire::flow::FlowStats;
 use upcall_core::{LatencySnapshot, LedgerSnapshot, QueueStats};
 
 use crate::{DispatchMode, Placement, PortSheds, places};
@@ -131,6 +132,12 @@ pub struct Stats {
     pub flow_limit_cuts: u64,
     /// What sweeps of the flow table found.
     pub sweeps: SweepStats,
+    /// What flows that were removed had counted: with what the flows count that are there, all that flows
+    /// have counted.
+    pub flows_gone: FlowStats,
+    /// Flows that were removed and count from 0 when they are installed again : more were removed
+    /// than are remembered ([`Dispatcher::flow_text`](crate::Dispatcher::flow_text)).
+    pub flow_counts_forgotten: u64,
     /// Times that features or table were set right after somebody changed them.
     pub repairs: u64,
     /// Times that a port that was asked for lost its interface.
@@ -150,6 +157,16 @@ pub struct Stats {
 /// What sweeps of the flow table found, since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SweepStats {
+    /// Sweeps.
+    pub sweeps: u64,
+    /// Of these, those that asked the handler about every flow ([`Look::All`](crate::Look)).
+    pub sweeps_whole: u64,
+    /// Flows removed because they were not used ([`Builder::flow_idle`](crate::Builder::flow_idle)).
+    pub flows_idle: u64,
+    /// Flows removed because of their age ([`Builder::flow_hard`](crate::Builder::flow_hard)).
+    pub flows_old: u64,
+    /// Flows removed because the handler would decide otherwise.
+    pub flows_wrong: u64,
     /// Flows, averaged with half the weight on the last sweep, a quarter on the one before, and so on.
     pub flows_average: u64,
     /// Most flows that a sweep ever found.
@@ -159,10 +176,18 @@ pub struct SweepStats {
 }
 
 impl SweepStats {
-    pub(crate) fn add(&mut self, flows: u64, took: Duration) {
-        self.flows_average = u64::midpoint(self.flows_average, flows);
-        self.flows_peak = self.flows_peak.max(flows);
-        self.last_took = took;
+    /// One more sweep.
+    pub(crate) fn add(&mut self, one: &Self) {
+        *self = Self {
+            sweeps: self.sweeps + one.sweeps,
+            sweeps_whole: self.sweeps_whole + one.sweeps_whole,
+            flows_idle: self.flows_idle + one.flows_idle,
+            flows_old: self.flows_old + one.flows_old,
+            flows_wrong: self.flows_wrong + one.flows_wrong,
+            flows_average: u64::midpoint(self.flows_average, one.flows_average),
+            flows_peak: self.flows_peak.max(one.flows_peak),
+            last_took: one.last_took,
+        };
     }
 }
 

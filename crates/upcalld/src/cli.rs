@@ -224,6 +224,9 @@ pub(crate) struct RunArgs {
     /// Remove a flow that matched nothing for this long [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) flow_idle: Option<Duration>,
+    /// Remove a flow at latest this long after it was installed, although it is used [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) flow_hard: Option<Duration>,
     /// How often flows are checked and addresses aged [default: 1s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) sweep_interval: Option<Duration>,

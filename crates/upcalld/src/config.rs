@@ -72,6 +72,8 @@ pub(crate) struct Config {
     pub(crate) port: BTreeMap<String, PortConfig>,
     #[serde(default, with = "humantime_serde")]
     pub(crate) flow_idle: Option<Duration>,
+    #[serde(default, with = "humantime_serde")]
+    pub(crate) flow_hard: Option<Duration>,
     pub(crate) flow_max: Option<u64>,
     #[serde(default, with = "humantime_serde")]
     pub(crate) sweep_interval: Option<Duration>,

@@ -63,8 +63,8 @@ pub(crate) fn all(stats: &Stats, policy: &dyn Policy, control: &Counts) -> Vec<R
     ledger.chain(control.readings()).chain(others(stats)).chain(policy.readings()).collect()
 }
 
-fn others(stats: &Stats) -> [Reading; 15] {
-    let (kernel, lost) = (&stats.kernel, &stats.lost);
+fn others(stats: &Stats) -> [Reading; 23] {
+    let (kernel, lost, sweeps) = (&stats.kernel, &stats.lost, &stats.sweeps);
     [
         ("kernel_hit", "Packets that matched a flow in the kernel.", kernel.hit),
         ("kernel_missed", "Packets that matched no flow in the kernel.", kernel.missed),
@@ -95,6 +95,34 @@ fn others(stats: &Stats) -> [Reading; 15] {
             "flow_limit_cuts",
             "Times that a slow sweep of the flow table lowered the limit of flows.",
             stats.flow_limit_cuts,
+        ),
+        ("flow_sweeps", "Sweeps of the flow table.", sweeps.sweeps),
+        (
+            "flow_sweeps_whole",
+            "Sweeps of the flow table that asked about every flow, and not for times alone.",
+            sweeps.sweeps_whole,
+        ),
+        ("flows_removed_idle", "Flows removed because they were not used.", sweeps.flows_idle),
+        ("flows_removed_old", "Flows removed because of their age.", sweeps.flows_old),
+        (
+            "flows_removed_wrong",
+            "Flows removed because what they did had become wrong.",
+            sweeps.flows_wrong,
+        ),
+        (
+            "flows_gone_packets",
+            "Packets that flows had matched which were removed.",
+            stats.flows_gone.packets,
+        ),
+        (
+            "flows_gone_bytes",
+            "Bytes that flows had matched which were removed.",
+            stats.flows_gone.bytes,
+        ),
+        (
+            "flow_counts_forgotten",
+            "Flows that count from 0 when they come back: more were removed than are remembered.",
+            stats.flow_counts_forgotten,
         ),
         (
             "funnels",

@@ -178,6 +178,7 @@ pub(crate) fn builder(settings: &Settings) -> Builder {
         .answer_from_plan(settings.answer_from_plan)
         .limits(settings.limits)
         .flow_idle(settings.flow_idle)
+        .flow_hard(settings.flow_hard)
         .sweep_interval(settings.sweep_interval)
         .keep(settings.keep)
         .takeover(settings.takeover)

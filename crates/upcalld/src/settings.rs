@@ -49,6 +49,7 @@ pub(crate) struct Settings {
     pub(crate) on_port_gone: PortGone,
     pub(crate) switch: SwitchConfig,
     pub(crate) flow_idle: Duration,
+    pub(crate) flow_hard: Option<Duration>,
     pub(crate) sweep_interval: Duration,
     pub(crate) stats: Option<Duration>,
     pub(crate) control: Place,
@@ -143,6 +144,7 @@ impl Settings {
             on_deleted: args.on_deleted.or(config.on_deleted).unwrap_or_default(),
             switch,
             flow_idle: args.flow_idle.or(config.flow_idle).unwrap_or(Duration::from_secs(10)),
+            flow_hard: args.flow_hard.or(config.flow_hard),
             sweep_interval: args
                 .sweep_interval
                 .or(config.sweep_interval)
@@ -201,6 +203,7 @@ impl Settings {
         let intervals = [
             ("mac_age", Some(self.switch.mac_age)),
             ("flow_idle", Some(self.flow_idle)),
+            ("flow_hard", self.flow_hard),
             ("sweep_interval", Some(self.sweep_interval)),
             ("stats", self.stats),
         ];
@@ -214,10 +217,18 @@ impl Settings {
                 problems.push((name, format!("{name} is too long: at most 365 days")));
             }
         }
-        if problems.len() == before && self.switch.mac_age < 2 * self.sweep_interval {
+        if problems.len() > before {
+            return;
+        }
+        if self.switch.mac_age < 2 * self.sweep_interval {
             let text =
                 "mac_age must be at least twice sweep_interval: addresses are refreshed by sweeps";
             problems.push(("mac_age", text.to_owned()));
+        }
+        if self.flow_hard.is_some_and(|hard| hard < 2 * self.sweep_interval) {
+            let text =
+                "flow_hard must be at least twice sweep_interval: flows are removed by sweeps";
+            problems.push(("flow_hard", text.to_owned()));
         }
     }
 
@@ -383,6 +394,8 @@ mod tests {
             (RunArgs::default(), "--datapath"),
             (RunArgs { stats: Some(Duration::ZERO), ..args() }, "at least 10ms"),
             (RunArgs { mac_age: Some(Duration::from_secs(1)), ..args() }, "twice sweep_interval"),
+            (RunArgs { flow_hard: Some(Duration::from_secs(1)), ..args() }, "flow_hard must be at"),
+            (RunArgs { flow_hard: Some(Duration::from_millis(1)), ..args() }, "at least 10ms"),
             (RunArgs { sweep_interval: Some(Duration::MAX), ..args() }, "at most 365 days"),
             (RunArgs { workers: Some(0), ..args() }, "from 1 to 1024"),
             (RunArgs { recv_buffer_total: Some(4096), ..args() }, "at least 131072"),

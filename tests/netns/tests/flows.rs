@@ -178,6 +178,7 @@ async fn put(
         mask: (fields != MatchFields::EXACT).then_some(mask.as_slice()),
         actions: actions.as_bytes(),
         probe: false,
+        ufid: None,
     };
     Ok(bench.control.put_flow(&put).await?)
 }

@@ -104,7 +104,7 @@ pub(crate) async fn try_flow(
     actions: &[u8],
 ) -> Result<(), ControlError> {
     let key = key();
-    let put = FlowPut { dp_ifindex, key: &key, mask: None, actions, probe: true };
+    let put = FlowPut { dp_ifindex, key: &key, mask: None, actions, probe: true, ufid: None };
     let taken = control.put_flow(&put).await;
     let deleted = match control.delete_flow(dp_ifindex, Some(&key)).await {
         Err(err) if err.is(Errno::NOENT) => Ok(()),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use foldhash::quality::RandomState;
 use netlink_io::Socket;
-use ovs_wire::flow::Flow;
+use ovs_wire::flow::{Flow, Omit};
 
 use super::Dispatcher;
 use super::inspect::flow_line;
@@ -32,7 +32,7 @@ pub struct HotFlow {
     pub packets: u64,
     /// Bytes.
     pub bytes: u64,
-    /// The flow, in the form of [`FlowText`](crate::FlowText).
+    /// The flow, in the form of [`FlowText`](crate::FlowText), but counted since it was installed last.
     pub line: String,
 }
 
@@ -64,7 +64,9 @@ impl Dispatcher {
             Ok(())
         };
         let (family, dp_ifindex) = (self.shared.flow_family, self.dp.ifindex);
-        flow_dump::read(&socket, family, dp_ifindex, each).await.map_err(error())?;
+        flow_dump::read(&socket, family, (dp_ifindex, Omit::Nothing), each)
+            .await
+            .map_err(error())?;
         let (now, found) = (look.now, look.found.into_sorted_vec());
         hot.before = now;
         let since = hot.at.replace(Instant::now()).map(|at| at.elapsed());

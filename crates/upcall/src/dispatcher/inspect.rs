@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use netlink_io::Socket;
 use ovs_wire::datapath::Datapath;
-use ovs_wire::flow::Flow;
+use ovs_wire::flow::{Flow, Omit};
 use ovs_wire::vport::Vport;
 use ovs_wire::{Actions, FlowKey, KeySummary, text};
 
@@ -80,32 +80,51 @@ impl Dispatcher {
 
     /// The flow table now, as text. It is read a piece at a time.
     ///
+    /// Packets and bytes of a flow that was removed and installed again are those since it was first
+    /// installed; so many flows that were removed are remembered
+    /// ([`Stats::flow_counts_forgotten`](crate::Stats)). One that an earlier run installed counts as the
+    /// kernel does.
+    ///
     /// # Errors
     ///
     /// When the kernel does not tell.
     pub async fn flow_text(&self, query: &FlowQuery<'_>) -> Result<FlowText, Error> {
-        let error = || Error::system("read the flow table");
-        let socket = Arc::new(Socket::open().map_err(error())?);
-        let (family, now_ms) = (self.shared.flow_family, monotonic_ms());
+        let now_ms = monotonic_ms();
         let ports = self.shared.ports.load();
         let wanted = ports.iter().filter(|_| query.names);
         let names: Vec<_> = wanted.map(|port| (port.number, port.name.clone())).collect();
         let form = Form { now_ms, more: query.more, names: &names };
         let mut found = FlowText::default();
-        let each = |flow: &Flow<'_>| {
+        let counts = &self.shared.flow_counts;
+        self.each_flow(|flow| {
             if query.filter.is_none_or(|filter| passes(flow, filter)) {
-                found.push(flow, &form, query.bytes_max);
+                let flow = Flow { stats: counts.since_first(flow), ..*flow };
+                found.push(&flow, &form, query.bytes_max);
             }
-            Ok(())
-        };
-        flow_dump::read(&socket, family, self.dp.ifindex, each).await.map_err(error())?;
+        })
+        .await?;
         Ok(found)
     }
 
-    /// Deletes all flows: every packet comes up anew. What was decided before is not installed after.
+    /// Deletes all flows: every packet comes up anew. What was decided before is not installed after. What
+    /// the flows had counted is remembered, but for packets of the moment.
     pub async fn flush_flows(&self) {
         self.shared.revalidate();
+        if let Err(err) = self.each_flow(|flow| self.shared.flow_counts.ended(flow)).await {
+            tracing::warn!(%err, "what the flows had counted is lost");
+        }
         flush(&self.control, &self.dp).await;
+    }
+
+    async fn each_flow(&self, mut each: impl FnMut(&Flow<'_>)) -> Result<(), Error> {
+        let error = || Error::system("read the flow table");
+        let socket = Arc::new(Socket::open().map_err(error())?);
+        let (family, what) = (self.shared.flow_family, (self.dp.ifindex, Omit::Nothing));
+        let each = |flow: &Flow<'_>| {
+            each(flow);
+            Ok(())
+        };
+        flow_dump::read(&socket, family, what, each).await.map_err(error())
     }
 }
 

@@ -124,6 +124,7 @@ impl Engine {
         let exact = fields == MatchFields::EXACT;
         let (lane, upcall) = (upcall.flow, upcall.wire);
         let (shared, mask, batch) = (&self.shared, &mut self.mask, &mut self.batch);
+        let (ids, now_ms) = (&mut self.flow_ids, self.shared.clock.to_monotonic_ms(self.now_us));
         let actions = self.verdict.actions.as_bytes();
         let plan = plan.unwrap_or(&mut self.wide);
         let offer = plan.offer((upcall.key, fields, known), (lane, self.now_us), |buf| {
@@ -140,6 +141,7 @@ impl Engine {
                 mask: (!exact).then_some(mask.as_slice()),
                 actions,
                 probe: false,
+                ufid: Some(&ids.next(now_ms)),
             };
             Ok(put.write(buf, shared.flow_family, 0, batch.seq(Op::FlowPut))?)
         });

@@ -174,7 +174,8 @@ mod tests {
     }
 
     fn write(key: &[u8]) -> impl FnOnce(&mut Vec<u8>) -> Result<(), WireError> {
-        let put = FlowPut { dp_ifindex: 1, key, mask: None, actions: &[7; 8], probe: false };
+        let put =
+            FlowPut { dp_ifindex: 1, key, mask: None, actions: &[7; 8], probe: false, ufid: None };
         move |buf| put.write(buf, 0x20, 0, 1)
     }
 

@@ -88,7 +88,7 @@ impl Bench {
             answer_from_plan,
             lane_by: LaneBy::default(),
             sample_userdata: Some(vec![7, 7]),
-            life: FlowLife { idle: Duration::MAX, sweep_interval: Duration::MAX },
+            life: FlowLife { idle: Duration::MAX, hard: None, sweep_interval: Duration::MAX },
         };
         let in_flight = Arc::new(InFlight::create().unwrap());
         let shared = Shared::new(handler, config, in_flight.clone());
@@ -314,7 +314,7 @@ fn nothing_is_installed_while_installs_are_held() {
 fn the_flow_limit_stops_installs_and_counts() {
     let mut bench = Bench::new();
     let full = Limits::default().flows_max;
-    bench.engine.shared.flow_room.swept(full, full, Duration::ZERO);
+    bench.engine.shared.flow_room.swept(full, full, Some(Duration::ZERO));
     bench.round(&[upcall(60)]);
     bench.round(&[]);
     let ledger = bench.ledger.snapshot();

@@ -186,12 +186,12 @@ pub(super) async fn upcall_show(view: View<'_>, format: Format) -> Result<Answer
                 "limit": limit,
             },
             "dump_duration_ms": took_ms,
-            "ufid_enabled": false,
+            "ufid_enabled": true,
         }})));
     }
     Ok(Answer::Text(format!(
         "system@{name}:\n  flows         : (current {current}) (avg {}) (max {}) (limit {limit})\n  \
-         dump duration : {took_ms}ms\n  ufid enabled : false\n\n  0: (keys {current})\n",
+         dump duration : {took_ms}ms\n  ufid enabled : true\n\n  0: (keys {current})\n",
         sweeps.flows_average, sweeps.flows_peak,
     )))
 }

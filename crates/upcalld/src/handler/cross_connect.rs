@@ -2,7 +2,9 @@
 
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
-use upcall::{Action, Fate, FlowView, Handler, MatchFields, Ports, Upcall, UpcallKind, Verdict};
+use upcall::{
+    Action, Fate, FlowView, Handler, Look, MatchFields, Ports, Upcall, UpcallKind, Verdict,
+};
 
 use super::Policy;
 
@@ -47,6 +49,11 @@ impl Handler for CrossConnect {
             }
         }
         self.peers.store(peers.into());
+    }
+
+    /// Nothing but ports makes flows wrong.
+    fn begin_sweep(&self) -> Look {
+        Look::Times
     }
 
     fn revalidate(&self, flow: &FlowView<'_>, _ports: &Ports) -> Fate {

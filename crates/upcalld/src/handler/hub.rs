@@ -1,6 +1,8 @@
 //! Every packet to all other ports.
 
-use upcall::{Action, Fate, FlowView, Handler, MatchFields, Ports, Upcall, UpcallKind, Verdict};
+use upcall::{
+    Action, Fate, FlowView, Handler, Look, MatchFields, Ports, Upcall, UpcallKind, Verdict,
+};
 
 use super::Policy;
 
@@ -15,6 +17,11 @@ impl Handler for Hub {
         if upcall.kind() == UpcallKind::Miss && !upcall.is_truncated() {
             verdict.flood(upcall.in_port()).install(MatchFields::IN_PORT);
         }
+    }
+
+    /// Nothing but ports makes flows wrong.
+    fn begin_sweep(&self) -> Look {
+        Look::Times
     }
 
     /// A flow is right as long as it sends to the ports there are.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use upcall::{
-    ActionBuf, Actions, Fate, FlowView, Handler, KeySummary, MacAddr, MatchFields, Port, Ports,
-    Upcall, UpcallKind, Verdict,
+    ActionBuf, Actions, Fate, FlowView, Handler, KeySummary, Look, MacAddr, MatchFields, Port,
+    Ports, Upcall, UpcallKind, Verdict,
 };
 
 use super::mac_table::{Learned, MacTable, Station};
@@ -21,6 +21,9 @@ use crate::settings::Settings;
 /// unknown one must come up to be learned.
 const DECIDED_BY: MatchFields =
     REFUSED_BY.union(MatchFields::ETH_SRC).union(MatchFields::ETH_DST).union(MatchFields::ETH_TYPE);
+
+/// Parts of the age of an address: flows are asked in each for whose stations are used.
+const AGE_PARTS: u64 = 16;
 
 /// What the decision depends on that a port does not carry a packet's VLAN.
 const REFUSED_BY: MatchFields = MatchFields::IN_PORT.union(MatchFields::VLAN_VID);
@@ -67,6 +70,8 @@ pub(crate) struct LearningSwitch {
     stranger: Arc<SwitchPort>,
     counts: SwitchCounts,
     epoch: Instant,
+    /// When flows were last asked for whose stations are used, on the table's clock.
+    flows_asked_ms: AtomicU64,
     /// Addresses were forgotten while a sweep may have been reading flows that know them.
     forgotten: AtomicBool,
 }
@@ -85,6 +90,7 @@ impl LearningSwitch {
             stranger: stranger.into(),
             counts: SwitchCounts::default(),
             epoch: Instant::now(),
+            flows_asked_ms: AtomicU64::new(0),
             forgotten: AtomicBool::new(false),
         }
     }
@@ -256,12 +262,21 @@ impl Handler for LearningSwitch {
         }
     }
 
-    fn begin_sweep(&self) {
+    /// Flows keep their stations known, so stations age by the time when flows were last asked. Flows are
+    /// asked often enough for that, and when a station is known no more.
+    fn begin_sweep(&self) -> Look {
         self.forgotten.store(false, Ordering::Release);
-        let aged = self.macs.age(self.mac_age());
+        let (now_ms, age_ms) = (self.macs.tick(), self.mac_age_ms.load(Ordering::Relaxed));
+        let asked_ms = self.flows_asked_ms.load(Ordering::Relaxed);
+        let aged = self.macs.forget_before(asked_ms.saturating_sub(age_ms));
         if aged > 0 {
             tracing::debug!(aged, known = self.macs.len(), "addresses aged");
         }
+        if aged == 0 && now_ms - asked_ms < age_ms / AGE_PARTS {
+            return Look::Times;
+        }
+        self.flows_asked_ms.store(now_ms, Ordering::Relaxed);
+        Look::All
     }
 
     /// A flow keeps its source known while packets pass, and is right while both its stations are

@@ -218,15 +218,15 @@ impl MacTable {
         }
     }
 
-    /// Forgets stations that were not seen for `age`; gives how many. Moves the table's clock.
-    pub(crate) fn age(&self, age: Duration) -> usize {
-        self.age_at(self.epoch.elapsed(), age)
+    /// Moves the table's clock; gives the time that it is at from now on.
+    pub(crate) fn tick(&self) -> u64 {
+        let now_ms = self.epoch.elapsed().as_millis() as u64;
+        self.now_ms.store(now_ms, Ordering::Relaxed);
+        now_ms
     }
 
-    fn age_at(&self, now: Duration, age: Duration) -> usize {
-        let now_ms = now.as_millis() as u64;
-        self.now_ms.store(now_ms, Ordering::Relaxed);
-        let oldest_ms = now_ms.saturating_sub(age.as_millis() as u64);
+    /// Forgets stations that were not seen since `oldest_ms`; gives how many.
+    pub(crate) fn forget_before(&self, oldest_ms: u64) -> usize {
         self.retain(|entry| entry.seen_ms.load(Ordering::Relaxed) >= oldest_ms)
     }
 
@@ -301,6 +301,13 @@ mod tests {
         std::array::from_fn(|number| limited(number as u32, None))
     }
 
+    /// Moves the clock to `now`, and forgets what was not seen for `age`.
+    fn age_at(table: &MacTable, now: Duration, age: Duration) -> usize {
+        let now_ms = now.as_millis() as u64;
+        table.now_ms.store(now_ms, Ordering::Relaxed);
+        table.forget_before(now_ms.saturating_sub(age.as_millis() as u64))
+    }
+
     #[test]
     fn learns_moves_and_separates_vlans() {
         let (table, ports) = (MacTable::new(10), ports());
@@ -358,7 +365,7 @@ mod tests {
         assert_eq!(table.learn(station(0, 1), &home), Learned::Known);
         table.keep(station(0, 1), &home, Duration::ZERO);
         let (day, age) = (Duration::from_hours(24), Duration::from_secs(1));
-        assert_eq!((table.age_at(day, age), table.flush()), (0, 0));
+        assert_eq!((age_at(&table, day, age), table.flush()), (0, 0));
         assert_eq!(table.list()[0].age, None);
         assert_eq!(table.retain_ports(|port| port.number == 2), 1);
         assert_eq!((table.len(), home.figures().macs), (0, 0));
@@ -371,13 +378,13 @@ mod tests {
         for last in 1..=3 {
             table.learn(station(0, last), &ports[1]);
         }
-        assert_eq!(table.age_at(at(9), age), 0);
+        assert_eq!(age_at(&table, at(9), age), 0);
         table.learn(station(0, 1), &ports[1]);
         table.keep(station(0, 2), &ports[1], at(4));
         table.keep(station(0, 3), &ports[2], at(0));
-        assert_eq!(table.age_at(at(12), age), 1, "3 is not kept by a flow from another port");
-        assert_eq!(table.age_at(at(16), age), 1, "2 was last used at 5");
-        assert_eq!(table.age_at(at(20), age), 1);
+        assert_eq!(age_at(&table, at(12), age), 1, "3 is not kept by a flow from another port");
+        assert_eq!(age_at(&table, at(16), age), 1, "2 was last used at 5");
+        assert_eq!(age_at(&table, at(20), age), 1);
         assert_eq!((table.len(), ports[1].figures().macs), (0, 0));
     }
 

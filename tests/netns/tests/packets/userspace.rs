@@ -31,6 +31,7 @@ async fn install(bench: &mut Bench, bytes: &[u8], actions: &ActionBuf) -> TestRe
         mask: Some(&mask),
         actions: actions.as_bytes(),
         probe: false,
+        ufid: None,
     };
     Ok(bench.control.put_flow(&put).await?)
 }

@@ -16,7 +16,7 @@ const ROOMY: &str = "recv_buffer_bytes = 8388608\ninstall = 'never'\n";
 
 /// Configurations that change everything that can be changed, in turn.
 const STATES: [&str; 3] = [
-    "ports = ['p0', 'p1', 'p2']\nworkers = 2\nflow_max = 150000\nflow_idle = '20s'\n\
+    "ports = ['p0', 'p1', 'p2']\nworkers = 2\nflow_max = 150000\nflow_idle = '20s'\nflow_hard = '1h'\n\
      sweep_interval = '300ms'\nstorm_shield = 'off'\nport_rate = '1000000'\nmac_max = 100\n\
      port_queue_max = 4000\nmac_age = '1m'\n",
     "ports = ['p*']\nworkers = 1\nplacement = 'housekeeping'\nmiss_rate = '900000'\n\
@@ -79,6 +79,7 @@ fn what_is_reloaded_is_in_force_and_the_service_manager_is_told() -> TestResult 
         "workers: unset -> 2",
         "flow_max: 200000 -> 150000",
         "flow_idle: 10s -> 20s",
+        "flow_hard: unset -> 1h",
         "storm_shield: on -> off",
         "port_rate: unset -> 1000000:100000",
         "log: unset -> debug,netlink_proto=warn",
