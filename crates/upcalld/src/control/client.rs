@@ -98,8 +98,8 @@ pub(crate) fn run(args: &CtlArgs) -> Result<(), Exit> {
 }
 
 /// Says what a reload waits for, unless it is answered soon: until what is given is dropped.
-fn tell_that_it_takes_time() -> mpsc::Sender<()> {
-    let (answered, waiting) = mpsc::channel();
+fn tell_that_it_takes_time() -> mpsc::SyncSender<()> {
+    let (answered, waiting) = mpsc::sync_channel(1);
     std::thread::spawn(move || {
         if waiting.recv_timeout(SOON) == Err(mpsc::RecvTimeoutError::Timeout) {
             eprintln!(

@@ -73,7 +73,8 @@ fn a_port_may_have_a_quota_of_its_own_until_it_leaves_or_the_limits_are_set() {
     bench.round(&(60..64).map(upcall).collect::<Vec<_>>());
     let ledger = bench.ledger.snapshot();
     assert_eq!((ledger.shed_rate, ledger.shed_quota, ledger.completed), (1, 1, 2));
-    shared.tune(Limits::default(), FlowLife { idle: Duration::MAX, sweep_interval: Duration::MAX });
+    let life = FlowLife { idle: Duration::MAX, hard: None, sweep_interval: Duration::MAX };
+    shared.tune(Limits::default(), life);
     bench.round(&(70..74).map(upcall).collect::<Vec<_>>());
     assert_eq!(bench.ledger.snapshot().completed, 6, "as the limits say");
     assert!(shared.set_port_quota(1, quota));
