@@ -43,7 +43,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
     /// Time limit of the tests of one kernel
-    #[arg(long, value_name = "DURATION", default_value = "20m", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// Seconds for each fuzz target; 0 leaves them out
     #[arg(long, value_name = "N", default_value_t = 3)]

@@ -26,7 +26,7 @@ pub type TestResult = anyhow::Result<()>;
 
 /// How long anything may take that a kernel or the daemon does at once: much, because a guest may be
 /// emulated on a busy machine.
-pub const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// Is the running kernel of this version or newer?
 pub fn since(major: u32, minor: u32) -> bool {

@@ -42,6 +42,8 @@ pub struct Stats {
     pub flows_current: u64,
     /// Flows that the kernel refused to install.
     pub put_errors: u64,
+    /// Of these, flows that another worker had installed already: the kernel refuses another id for them.
+    pub put_raced: u64,
     /// Packets that the kernel's flow table knew.
     pub kernel_hit: u64,
     /// Packets that it did not know.

@@ -42,10 +42,7 @@ fn a_flow_in_use_ends_in_time_and_no_packet_with_it() -> TestResult {
             seen.iter().map(|(_, first, last)| last.duration_since(*first)).collect();
         tell(&format!("figures: {mode}: seen to live for {lives:.1?} of {HARD:?}"));
         // A reading that was asked for in time may be answered by what the sweep found just then.
-        ensure!(
-            lives.iter().all(|life| *life <= HARD + Duration::from_secs(1)),
-            "{mode}: {lives:?}"
-        );
+        ensure!(lives.iter().all(|life| *life <= 2 * HARD), "{mode}: {lives:?}");
         ensure!(counted(&lab, "flows_removed_old")? >= 3, "{mode}");
         ensure!(counted(&lab, "flows_removed_idle")? + counted(&lab, "flows_removed_wrong")? == 0);
         let stats = lab.finish_after_races()?;

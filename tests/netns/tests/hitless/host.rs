@@ -155,7 +155,7 @@ fn many_ports_that_somebody_adds_are_served_and_cost_no_upcall() -> TestResult {
     let traffic = traffic_during(&lab, adder)?;
     let ports = many_ports() as u64 + 3;
     let all = |stats: &Stats| stats.ports == ports && stats.sockets >= ports;
-    let stats = lab.daemon.wait_stats("all ports", SOON * 4, all);
+    let stats = lab.daemon.wait_stats("all ports", SOON, all);
     let stats = stats.with_context(|| lab.daemon.log())?;
     ensure_all(&traffic.finish()?).with_context(|| lab.daemon.log())?;
     ensure!(stats.kernel_lost == 0, "{stats:?}");

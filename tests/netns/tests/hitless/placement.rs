@@ -203,7 +203,7 @@ fn wait_while_sending(lab: &Lab, pause: Duration, cpus: &[usize]) -> Result<()> 
     let pid = lab.daemon.pid();
     thread::scope(|scope| {
         let sender = scope.spawn(|| send_from(&lab.hosts, home()?[0], pause, &stop));
-        let there = wait_until("worker 0 to go", 2 * SOON, || {
+        let there = wait_until("worker 0 to go", SOON, || {
             workers(pid).is_ok_and(|workers| workers[0] == cpus)
         });
         stop.store(true, Ordering::Relaxed);

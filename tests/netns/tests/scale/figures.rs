@@ -152,7 +152,7 @@ fn burst(ladder: &Ladder, daemon: &Upcalld, process: Process) -> Result<f64> {
     let sent = thread::scope(|scope| scope.spawn(|| send_burst(&from)).join());
     sent.map_err(|_| anyhow::anyhow!("the sender panicked"))??;
     let done = |stats: &Stats| stats.completed >= start.completed + u64::from(BURST);
-    let stats = daemon.wait_stats("the burst", SOON * 2, done)?;
+    let stats = daemon.wait_stats("the burst", SOON, done)?;
     ensure!(stats.lost_full == start.lost_full, "the burst fits in a socket: {stats:?}");
     per_upcall(process.worker_sleeps()? - before, BURST)
 }

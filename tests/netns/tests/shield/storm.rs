@@ -24,7 +24,7 @@ const QUIET_DURING: u32 = 800;
 /// these, three times as much is sent as can be read, and twice is asked for.
 const FLOOD_THREADS: u8 = 5;
 /// How long a shield may stay up after its flood.
-const DOWN_SOON: Duration = Duration::from_secs(4);
+const DOWN_SOON: Duration = Duration::from_secs(10);
 
 /// A frame of a flow of its own.
 fn frame(host: u8, flow: u32, payload: &[u8]) -> upcall_testkit::Result<Vec<u8>> {
@@ -153,7 +153,7 @@ fn run(shield: &str) -> Result<Run> {
     let (sent, seconds) = flood.stop()?;
     lab.daemon.wait_stats("no shield any more", DOWN_SOON, |stats| stats.sockets_shielded == 0)?;
     // What does not come is told by the tally.
-    let _ = receiver.wait_received((QUIET_BEFORE + QUIET_DURING).into(), SOON / 4);
+    let _ = receiver.wait_received((QUIET_BEFORE + QUIET_DURING).into(), SOON / 12);
     let tally = receiver.stop()?;
     let log = lab.daemon.log();
     let stats = lab.finish()?;
