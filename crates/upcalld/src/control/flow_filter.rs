@@ -161,6 +161,8 @@ impl Term {
             Self::Vlan(id) => key
                 .vlan
                 .is_some_and(|tci| (tci.vid() ^ id) & mask.vlan.map_or(0, VlanTci::vid) == 0),
+            // Packets of any type match: they may have any such value.
+            Self::Ip(..) | Self::Proto(_) | Self::L4(..) if mask.eth_type == 0 => true,
             Self::Ip(end, address, len) => {
                 let (is, matched) = (addresses(&key.l3), addresses(&mask.l3));
                 let matched = matched.map(|(source, destination)| end.of(source, destination));
@@ -172,7 +174,8 @@ impl Term {
             Self::L4(end, port) => {
                 let (is, matched) =
                     (end.of(key.tp_src, key.tp_dst), end.of(mask.tp_src, mask.tp_dst));
-                has_ports(key) && (is ^ port) & matched == 0
+                let any_proto = is_ip(key) && mask.ip_proto == 0;
+                any_proto || has_ports(key) && (is ^ port) & matched == 0
             }
         }
     }
@@ -258,6 +261,12 @@ mod tests {
         let tagged = "in_port(3),eth(),eth_type(0x8100),vlan(vid=5,pcp=0),encap(eth_type(0x0806),arp(tip=10.0.0.9))";
         assert!(passes("dl_vlan=5,arp,nw_dst=10.0.0.9", tagged) && !passes("dl_vlan=6", tagged));
         assert!(!passes("nw_proto=1", tagged), "an opcode is no protocol");
+        let any = "in_port(3),eth(src=02:00:00:00:00:01)";
+        assert!(
+            passes("tcp,nw_dst=10.0.0.9,tp_dst=80,in_port=3", any) && !passes("in_port=4", any)
+        );
+        let any_ip = "in_port(3),eth(),eth_type(0x0800),ipv4(frag=no)";
+        assert!(passes("udp,tp_dst=53", any_ip) && !passes("udp6,tp_dst=53", any_ip));
     }
 
     #[test]
