@@ -12,9 +12,10 @@ use upcall_testkit::{Frame, Hosts, RawSocket, wait_until};
 
 use super::counted;
 
-/// Names how many flows; a bench on a fast machine takes 200,000.
+/// Names how many flows. By default as many as are allowed on any machine, however slow: more, and the
+/// limit may fall below them. `cargo xtask bench` has 200,000.
 const FLOWS: &str = "UPCALL_FLOWS";
-const FLOWS_DEFAULT: u32 = 20_000;
+const FLOWS_DEFAULT: u32 = 1_000;
 /// How long anything may take that is done to all of them.
 const LIMIT: Duration = Duration::from_mins(5);
 /// Frames between two looks at how far the daemon is.
@@ -85,7 +86,10 @@ fn at_rest_sweeps_read_times_alone_and_a_change_of_ports_is_followed_at_once() -
     let took = took_ms(&lab)?;
     let (sweeps, whole) =
         (counted(&lab, "flow_sweeps")? - sweeps, counted(&lab, "flow_sweeps_whole")? - whole);
-    ensure!((1..=sweeps / 5).contains(&whole), "{whole} of {sweeps} sweeps asked about every flow");
+    // Where sweeps are so slow that fewer flows are allowed, each one asks.
+    let slow = counted(&lab, "flow_limit_cuts")? > 0;
+    ensure!(whole > 0, "none of {sweeps} sweeps asked about flows");
+    ensure!(slow || whole <= sweeps / 5, "{whole} of {sweeps} sweeps asked about every flow");
     ensure!(flows(&lab)? == u64::from(wanted), "nothing was removed");
     let begun = Instant::now();
     lab.hosts.switch.block_on(async || {
