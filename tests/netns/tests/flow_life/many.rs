@@ -13,7 +13,7 @@ use upcall_testkit::{Frame, Hosts, RawSocket, wait_until};
 use super::counted;
 
 /// Names how many flows. By default as many as are allowed on any machine, however slow: more, and the
-/// limit may fall below them. `cargo xtask bench` has 200,000.
+/// limit may fall below them.
 const FLOWS: &str = "UPCALL_FLOWS";
 const FLOWS_DEFAULT: u32 = 1_000;
 /// How long anything may take that is done to all of them.
