@@ -4,6 +4,7 @@ mod catalogue;
 mod figures;
 mod gate;
 mod html;
+mod micro;
 mod summary;
 mod text;
 
@@ -31,6 +32,8 @@ Examples:
       the two that tell most, in a minute
   cargo xtask bench --json bench.json --html bench.html
       the samples for machines, a page for people
+  cargo xtask bench --micro
+      the parts of an upcall's way at native speed, without a kernel of their own
   cargo xtask bench --gate
       for CI: fails when upcalld needs over 3 % more instructions than tests/bench/baseline.json says
   cargo xtask bench --store
@@ -62,6 +65,9 @@ pub(crate) struct Args {
     /// Write a page to this file
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Measure the parts of an upcall's way on this machine: time and allocations for each upcall
+    #[arg(long, conflicts_with_all = ["only", "clock", "json", "html", "gate", "store"])]
+    micro: bool,
     /// Measure upcalld alone, by instructions, and compare with the stored baseline
     #[arg(long, conflicts_with_all = ["only", "clock"])]
     gate: bool,
@@ -74,6 +80,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<i32> {
+    if args.micro {
+        return micro::run();
+    }
     setup::for_guests()?;
     let kernels = vm::chosen(&args.kernel, &args.origin)?;
     let [kernel] = kernels.as_slice() else { anyhow::bail!("name one kernel") };

@@ -75,6 +75,8 @@ pub(crate) struct Parser {
     speaker: Option<String>,
     words: VecDeque<String>,
     expected: Option<usize>,
+    /// A benchmark that is run once, as criterion names it.
+    benchmark: Option<String>,
     /// Where the tests come from, put before their names.
     prefix: String,
 }
@@ -91,7 +93,13 @@ impl Parser {
         if let Some(rest) = line.strip_prefix("running ")
             && let Some(number) = rest.strip_suffix(" tests").or(rest.strip_suffix(" test"))
         {
+            self.end_of_benchmark(false);
             self.expected = number.parse().ok();
+        } else if let Some(name) = line.strip_prefix("Testing ") {
+            self.end_of_benchmark(false);
+            self.benchmark = Some(name.to_owned());
+        } else if line == "Success" && self.benchmark.is_some() {
+            self.end_of_benchmark(true);
         } else if let Some(rest) = line.strip_prefix("test result: ") {
             self.summary(rest);
         } else if let Some((name, rest)) =
@@ -227,6 +235,17 @@ impl Parser {
         (self.in_failures, self.in_successes) = (false, false);
     }
 
+    /// A benchmark has no summary: it ends with a word, or with what comes next.
+    fn end_of_benchmark(&mut self, passed: bool) {
+        let Some(name) = self.benchmark.take() else { return };
+        if passed {
+            let name = format!("{}{name}", self.prefix);
+            self.cases.push(Case { name, outcome: Outcome::Passed });
+        } else {
+            self.push(&name, "the benchmark did not end well");
+        }
+    }
+
     fn push(&mut self, name: &str, why: &str) {
         let name = format!("{}{name}", self.prefix);
         self.cases.push(Case { name, outcome: Outcome::Failed(why.to_owned()) });
@@ -235,6 +254,10 @@ impl Parser {
     /// Ends with the exit status: a binary that died, or failed without saying which test, is a
     /// failure of its own.
     pub(crate) fn finish(mut self, status: i32) -> Vec<Case> {
+        self.end_of_benchmark(false);
+        if self.expected.is_none() {
+            self.settle();
+        }
         if let Some(expected) = self.expected {
             let at = self.current.clone();
             let why = format!("ended with status {status} before its summary of {expected} tests");
@@ -364,6 +387,17 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     fn a_failure_that_was_not_named_is_counted() {
         let text = "running 1 test\ntest result: FAILED. 0 passed; 1 failed; 0 ignored\n";
         assert_eq!(count(&parse(text, 101)).failed, 1);
+    }
+
+    #[test]
+    fn a_benchmark_that_is_run_once_is_a_test() {
+        let text = "SKIP engine: no privilege\nTesting wire/a b\nSuccess\n\nTesting wire/c\n";
+        let cases = parse(text, 101);
+        assert_eq!(*named(&cases, "wire/a b"), Outcome::Passed);
+        assert!(matches!(named(&cases, "wire/c"), Outcome::Failed(_)));
+        assert!(matches!(named(&cases, "engine"), Outcome::Skipped { by_design: false, .. }));
+        let cases = parse("Testing a\nrunning 0 tests\ntest result: ok. 0 passed; 0 failed", 0);
+        assert_eq!(count(&cases), Counts { passed: 0, failed: 1, skipped: 0 });
     }
 
     #[test]

@@ -146,7 +146,8 @@ impl Assembly<'_> {
         gate: &watch::Sender<bool>,
     ) -> Result<Vec<Worker>, Error> {
         let start = |(number, room): (usize, Room)| {
-            Worker::start(number, room, self.shared.clone(), gate.subscribe())
+            let tx = Socket::open().map_err(Error::system("open a netlink socket for answers"))?;
+            Worker::start((number, room), tx, self.shared.clone(), gate.subscribe())
         };
         let workers = places.planned().into_iter().enumerate().map(start);
         let workers = workers.collect::<Result<Vec<_>, _>>()?;

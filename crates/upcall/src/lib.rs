@@ -147,6 +147,9 @@
 
 mod assembly;
 mod batch;
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench;
 mod builder;
 mod clock;
 mod cpu_keeper;

@@ -69,15 +69,14 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Starts worker `number` near its CPUs. It answers on a socket of its own, opened here: in the
-    /// namespace of the calling thread. Sockets are read once `gate` is open.
+    /// Starts worker `number` near its CPUs. It answers on `tx`, which is its own. Sockets are read once
+    /// `gate` is open.
     pub(crate) fn start(
-        number: usize,
-        room: Room,
+        (number, room): (usize, Room),
+        tx: Socket,
         shared: Arc<Shared>,
         gate: watch::Receiver<bool>,
     ) -> Result<Self, Error> {
-        let tx = Socket::open().map_err(Error::system("open a netlink socket for answers"))?;
         let ledger = Arc::new(Ledger::default());
         let in_flight = shared.in_flight.slot();
         let in_flight = in_flight.map_err(Error::system("add a worker"))?;
