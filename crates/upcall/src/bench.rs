@@ -52,7 +52,7 @@ fn shared(
         answer_from_plan: true,
         lane_by: LaneBy::default(),
         sample_userdata: None,
-        life: FlowLife { idle: Duration::MAX, sweep_interval: Duration::MAX },
+        life: FlowLife { idle: Duration::MAX, hard: None, sweep_interval: Duration::MAX },
     };
     let shared = Shared::new(Box::new(handler), config, Arc::new(InFlight::create()?));
     let port = |number| Port { number, name: format!("p{number}") };

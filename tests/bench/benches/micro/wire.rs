@@ -28,7 +28,14 @@ fn parse(datagram: &[u8]) -> Upcall<'_> {
 }
 
 fn put<'a>(key: &'a [u8], mask: Option<&'a [u8]>) -> FlowPut<'a> {
-    FlowPut { dp_ifindex: IDS.dp_ifindex, key, mask, actions: &ACTIONS, probe: false }
+    FlowPut {
+        dp_ifindex: IDS.dp_ifindex,
+        key,
+        mask,
+        actions: &ACTIONS,
+        probe: false,
+        ufid: Some(&[7; 16]),
+    }
 }
 
 pub(crate) fn all(criterion: &mut Criterion) {
