@@ -50,6 +50,9 @@ pub(crate) const EXAMPLES: &str = "/examples";
 /// Tells a job that the guest's CPUs take turns, so that what is parallel cannot be measured.
 const TURNS_VAR: &str = "UPCALL_TEST_CPUS_TAKE_TURNS";
 
+/// Variables of this machine that jobs get: what is logged, and how long the test of moving stations runs.
+const PASSED_ON: [&str; 2] = ["RUST_LOG", "UPCALL_MOVES_SECONDS"];
+
 /// A job's environment: nothing of this machine but what was asked for.
 pub(crate) fn environment(debian: Option<Choice>) -> Vec<(String, String)> {
     let mut env: Vec<(String, String)> = [
@@ -67,7 +70,8 @@ pub(crate) fn environment(debian: Option<Choice>) -> Vec<(String, String)> {
     if debian == Some(Choice::Tools) {
         env.push(("UPCALL_TEST_DEBIAN".to_owned(), "1".to_owned()));
     }
-    env.extend(std::env::var("RUST_LOG").ok().map(|filter| ("RUST_LOG".to_owned(), filter)));
+    let given = |name: &str| Some((name.to_owned(), std::env::var(name).ok()?));
+    env.extend(PASSED_ON.into_iter().filter_map(given));
     env
 }
 

@@ -23,7 +23,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 const ATTEMPT: Duration = Duration::from_millis(100);
 /// A station that moved is followed by flows within this time; emulated machines are slow.
 const SETTLED: Duration = Duration::from_secs(2);
-/// Names how long this test runs, in seconds; a soak runs it for longer than the suite.
+/// Names how long this test runs, in seconds: `UPCALL_MOVES_SECONDS=300 cargo xtask test --filter moves::`, which
+/// passes it on to guests.
 const SECONDS: &str = "UPCALL_MOVES_SECONDS";
 const SECONDS_DEFAULT: u64 = 20;
 
