@@ -78,8 +78,9 @@ pub(crate) enum End {
 
 /// `oops=panic panic=-1` with `-no-reboot`: a broken kernel ends the machine at once instead of going
 /// on half dead. The console shows warnings and worse; an oops raises the level by itself. Namespaces
-/// come without the fallback devices of tunnel modules.
-const KERNEL_ARGS: &str = "console=ttyS0 loglevel=5 panic=-1 oops=panic nowatchdog \
+/// come without the fallback devices of tunnel modules. On a host with too much to do the kernel may take the
+/// timer for one that does not tick, and panic: it is not to look.
+const KERNEL_ARGS: &str = "console=ttyS0 loglevel=5 panic=-1 oops=panic nowatchdog no_timer_check \
     random.trust_cpu=on rdinit=/init sysctl.net.core.fb_tunnels_only_for_init_net=2";
 
 impl Machine<'_> {
