@@ -16,6 +16,7 @@ use ovs_wire::vport::Vport;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
+use tracing::Instrument as _;
 use upcall_core::{LatencySnapshot, LedgerSnapshot};
 
 pub use hot::{HotFlow, HotFlows};
@@ -291,19 +292,20 @@ impl Dispatcher {
     }
 }
 
-/// Runs a task that must not end; that it does is a failure.
+/// Runs a task that must not end; that it does is a failure. What it logs is within the span of its starter.
 fn supervise(
     what: &'static str,
     shared: Arc<Shared>,
     task: impl Future<Output = ()> + Send + 'static,
 ) -> JoinHandle<()> {
-    tokio::spawn(async move {
+    let supervised = async move {
         let why = match AssertUnwindSafe(task).catch_unwind().await {
             Ok(()) => "it came to an end",
             Err(_) => "it panicked",
         };
         shared.fail(Failure::TaskEnded { what, why });
-    })
+    };
+    tokio::spawn(supervised.in_current_span())
 }
 
 /// What a start produces.

@@ -233,6 +233,7 @@ pub use placement::Placement;
 pub use port_spec::PortSpec;
 pub use ports::{Port, Ports};
 pub use quotas::PortQuota;
+pub use reconfigure::Prepared;
 pub use setup::check_name;
 pub use sheds::PortSheds;
 pub use stats::{

@@ -1,6 +1,6 @@
 //! Changing what a running dispatcher is to do: all of it or nothing.
 
-use tokio::sync::oneshot;
+use tokio::sync::{MutexGuard, oneshot};
 
 use crate::delivery::Delivery;
 use crate::recruit::Recruiter;
@@ -59,31 +59,33 @@ impl Dispatcher {
     /// [`Error::Fixed`] if another option differs from what it is, and whatever [`Builder::start`] would
     /// refuse; then all stays as it was.
     pub async fn reconfigure(&self, wanted: Builder) -> Result<(), Error> {
-        let mut current = self.options.lock().await;
+        self.prepare(wanted).await?.commit().await;
+        Ok(())
+    }
+
+    /// The part of [`Dispatcher::reconfigure`] that can be refused: ports that are new and the shape. With
+    /// several dispatchers all are prepared before one is committed, so that all change or none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Dispatcher::reconfigure`]; then all is as it was.
+    pub async fn prepare(&self, wanted: Builder) -> Result<Prepared<'_>, Error> {
+        let current = self.options.lock().await;
         current.refuse_fixed(&wanted)?;
-        let specs = setup::check_names(&wanted)?;
+        let (specs, specs_were) = (setup::check_names(&wanted)?, setup::check_names(&current)?);
         wanted.shape.placement.check(&places::topology()?)?;
         if let Some(failure) = self.shared.failure.borrow().clone() {
             return Err(failure.into());
         }
-        let mut delivery = self.delivery.lock().await;
-        let mut changed = self.enlist(&delivery, &specs).await;
-        let shield = (current.limits.storm_shield, wanted.limits.storm_shield);
-        if changed.is_ok() && (current.shape != wanted.shape || shield.0 != shield.1) {
-            self.set_shield(shield.1);
-            changed = self.reshaper.replace(&mut delivery, wanted.shape.clone()).await;
+        let mut prepared =
+            Prepared { dispatcher: self, current, wanted, specs, specs_were, reshaped: false };
+        match prepared.try_out().await {
+            Ok(()) => Ok(prepared),
+            Err(err) => {
+                prepared.undo().await;
+                Err(err)
+            }
         }
-        if let Err(err) = changed {
-            self.set_shield(shield.0);
-            self.settle_for(&delivery, setup::check_names(&current)?).await;
-            return Err(err);
-        }
-        self.settle_for(&delivery, specs).await;
-        self.shared.tune(wanted.limits, wanted.life());
-        drop(delivery);
-        *current = Builder { inherited: Vec::new(), ..wanted };
-        self.follow_ports().await;
-        Ok(())
     }
 
     /// Changes what the dispatcher receives with, under load, without losing an upcall or its order:
@@ -141,5 +143,57 @@ impl Dispatcher {
         if self.follow_now.send(done).await.is_ok() {
             let _ended = followed.await;
         }
+    }
+}
+
+/// A change of a dispatcher that nothing can refuse any more. As long as it is there, no other begins. To be
+/// committed or undone: dropped, it leaves new ports and the new shape in force, and the rest as it was.
+#[must_use = "a change that is neither committed nor undone is half done"]
+pub struct Prepared<'a> {
+    dispatcher: &'a Dispatcher,
+    current: MutexGuard<'a, Builder>,
+    wanted: Builder,
+    specs: Vec<PortSpec>,
+    specs_were: Vec<PortSpec>,
+    reshaped: bool,
+}
+
+impl Prepared<'_> {
+    async fn try_out(&mut self) -> Result<(), Error> {
+        let Self { dispatcher, current, wanted, specs, .. } = self;
+        let mut delivery = dispatcher.delivery.lock().await;
+        dispatcher.enlist(&delivery, specs).await?;
+        let shield = wanted.limits.storm_shield;
+        if current.shape != wanted.shape || current.limits.storm_shield != shield {
+            dispatcher.set_shield(shield);
+            dispatcher.reshaper.replace(&mut delivery, wanted.shape.clone()).await?;
+            self.reshaped = true;
+        }
+        Ok(())
+    }
+
+    /// Completes it: ports that leave, limits, rates, times.
+    pub async fn commit(self) {
+        let Self { dispatcher, mut current, wanted, specs, .. } = self;
+        let delivery = dispatcher.delivery.lock().await;
+        dispatcher.settle_for(&delivery, specs).await;
+        dispatcher.shared.tune(wanted.limits, wanted.life());
+        drop(delivery);
+        *current = Builder { inherited: Vec::new(), ..wanted };
+        dispatcher.follow_ports().await;
+    }
+
+    /// Makes it as it was.
+    pub async fn undo(self) {
+        let Self { dispatcher, current, specs_were, reshaped, .. } = self;
+        let mut delivery = dispatcher.delivery.lock().await;
+        dispatcher.set_shield(current.limits.storm_shield);
+        if reshaped {
+            let back = dispatcher.reshaper.replace(&mut delivery, current.shape.clone()).await;
+            if let Err(err) = back {
+                tracing::error!(%err, "cannot take back a change of shape");
+            }
+        }
+        dispatcher.settle_for(&delivery, specs_were).await;
     }
 }

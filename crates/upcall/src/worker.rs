@@ -85,7 +85,10 @@ impl Worker {
         let wherever = Arc::new(Roam::new(room));
         let its = wherever.clone();
         let (up, is_up) = std::sync::mpsc::sync_channel(1);
+        // What it logs is about whatever its starter is about.
+        let span = tracing::Span::current();
         let body = move || {
+            let _about = span.enter();
             let prepared = match prepare(its, shared.clock) {
                 Ok(prepared) => prepared,
                 Err(err) => return drop(up.send(Err(err))),
