@@ -91,7 +91,10 @@ impl Lab {
 }
 
 /// Checks a final line: contract B3 with nothing in flight, and no packet refused.
-fn balanced(stats: &Stats) -> Result<()> {
+///
+/// # Errors
+/// When that is not so.
+pub fn balanced(stats: &Stats) -> Result<()> {
     ensure!(stats.final_line, "the last line is no final one: {stats:?}");
     let accounted = stats.completed + stats.shed + stats.malformed + stats.foreign;
     ensure!(stats.upcalls_received == accounted, "not every upcall is accounted for: {stats:?}");
@@ -146,7 +149,10 @@ fn is_exact(mask: FlowKey<'_>) -> bool {
 }
 
 /// Names of the datapaths in `ns`.
-pub(crate) fn datapaths(ns: &NetNs) -> Result<Vec<String>> {
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn datapaths(ns: &NetNs) -> Result<Vec<String>> {
     ns.block_on(async || {
         let all = Control::open().await?.datapaths().await?;
         Ok(all.into_iter().map(|dp| dp.name).collect())

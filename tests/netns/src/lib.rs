@@ -19,7 +19,7 @@ use std::time::Duration;
 pub use bench::{Bench, Got, bench, bench_with};
 pub use ctl::{ctl, ctl_at, ctl_json};
 pub use fabric::Fabric;
-pub use lab::{DATAPATH, FlowText, Lab, flows_of};
+pub use lab::{DATAPATH, FlowText, Lab, balanced, datapaths, flows_of};
 
 /// What a test returns.
 pub type TestResult = anyhow::Result<()>;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use ovs_features::cpu;
 use upcall_testkit::topology::HOST_LINK;
 use upcall_testkit::traffic::{Order, Pace, Plan, RawFlows, Receiver, Sent};
-use upcall_testkit::{Frame, Hosts, PingPlan, RawSocket, Tally, Totals, ping};
+use upcall_testkit::{Frame, Host, Hosts, PingPlan, RawSocket, Tally, Totals, ping};
 
 use crate::SOON;
 
@@ -66,20 +66,28 @@ impl Traffic {
     /// # Errors
     /// When the hosts do not reach each other, and what the kernel refuses.
     pub fn start(hosts: &Hosts, load: Load) -> Result<Self> {
+        Self::between(&hosts[0], &hosts[1], load)
+    }
+
+    /// From one host to another, which know each other already.
+    ///
+    /// # Errors
+    /// As [`Traffic::start`].
+    pub fn between(from: &Host, to: &Host, load: Load) -> Result<Self> {
         let plan = PingPlan { count: 3, ..PingPlan::default() };
-        let pings = ping::ping(&hosts[0].ns, hosts[1].ip4, &plan)?;
+        let pings = ping::ping(&from.ns, to.ip4, &plan)?;
         ensure!(pings.answered > 0, "{pings:?}");
-        let to = SocketAddr::from((hosts[1].ip4, PORT));
+        let address = SocketAddr::from((to.ip4, PORT));
         // Two CPUs that answer could otherwise deliver in another order than they answered in.
-        hosts[1].ns.receive_on(HOST_LINK, 0)?;
-        let receiver = Receiver::udp(&hosts[1].ns, to)?;
-        let link = RawSocket::sender(&hosts[0].ns, HOST_LINK)?;
-        let (frame, ip) = (Frame::new(hosts[0].mac, hosts[1].mac), hosts[0].ip4);
+        to.ns.receive_on(HOST_LINK, 0)?;
+        let receiver = Receiver::udp(&to.ns, address)?;
+        let link = RawSocket::sender(&from.ns, HOST_LINK)?;
+        let (frame, ip) = (Frame::new(from.mac, to.mac), from.ip4);
         let plan = load.plan();
         let sender = thread::spawn(move || {
             let mut flows = RawFlows::new(&link, |flow, payload: &[u8]| {
                 let from = SocketAddr::from((ip, FIRST_SOURCE_PORT + flow as u16));
-                frame.udp(from, to, payload)
+                frame.udp(from, address, payload)
             });
             Ok(plan.send(&mut flows)?)
         });

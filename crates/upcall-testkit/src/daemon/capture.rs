@@ -1,6 +1,6 @@
 //! What a daemon says: its log, its statistics, its word that it is ready.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, ErrorKind, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -26,6 +26,8 @@ struct State {
     log: VecDeque<String>,
     log_lines_dropped: u64,
     stats: Option<Stats>,
+    /// The newest of each datapath.
+    by_datapath: BTreeMap<String, Stats>,
     ready: bool,
     /// Times that it said it reloads, and that it is done with that.
     reloads: (u64, u64),
@@ -72,9 +74,20 @@ impl Captured {
         self.state().stats.clone()
     }
 
-    /// Copies of the stored descriptors.
-    pub(super) fn stored(&self) -> std::io::Result<Vec<OwnedFd>> {
-        self.state().stored.iter().map(|(_, fd)| fd.try_clone()).collect()
+    pub(super) fn stats_by_datapath(&self) -> BTreeMap<String, Stats> {
+        self.state().by_datapath.clone()
+    }
+
+    /// Copies of the stored descriptors, with their names.
+    pub(super) fn stored(&self) -> std::io::Result<Vec<(String, OwnedFd)>> {
+        let copy = |(name, fd): &(String, OwnedFd)| Ok((name.clone(), fd.try_clone()?));
+        self.state().stored.iter().map(copy).collect()
+    }
+
+    fn push_stats(&self, line: Stats) {
+        let mut state = self.state();
+        state.by_datapath.insert(line.datapath.clone(), line.clone());
+        state.stats = Some(line);
     }
 
     pub(super) fn find_line(&self, text: &str) -> Option<String> {
@@ -99,7 +112,7 @@ impl Captured {
     /// Keeps the newest statistics of standard output; any other line goes to the log.
     pub(super) fn read_stats(&self, stdout: Option<impl Read>) {
         for_lines(stdout, |line| match serde_json::from_str(&line) {
-            Ok(stats) => self.state().stats = Some(stats),
+            Ok(stats) => self.push_stats(stats),
             Err(_) => self.state().push_line(format!("stdout: {line}")),
         });
     }

@@ -4,12 +4,13 @@
 mod capture;
 mod stats;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -45,21 +46,21 @@ pub struct UpcalldBuilder {
     program: Option<PathBuf>,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
-    adopted: Vec<Arc<OwnedFd>>,
+    /// With the datapath, where that is said.
+    adopted: Vec<(Option<String>, Arc<OwnedFd>)>,
     control: bool,
 }
 
 impl UpcalldBuilder {
-    fn new(datapath: &str) -> Self {
-        let builder = Self {
+    fn new() -> Self {
+        Self {
             launcher: Vec::new(),
             program: std::env::var_os(UPCALLD_BIN).map(PathBuf::from),
             arguments: vec!["run".into()],
             environment: Vec::new(),
             adopted: Vec::new(),
             control: true,
-        };
-        builder.option("--datapath", datapath)
+        }
     }
 
     /// The binary. Default: what the variable `UPCALLD_BIN` names.
@@ -135,7 +136,19 @@ impl UpcalldBuilder {
     /// Gives the daemon the upcall sockets that another one stored ([`Upcalld::stored_sockets`]).
     #[must_use]
     pub fn adopt(mut self, sockets: Vec<OwnedFd>) -> Self {
-        self.adopted = sockets.into_iter().map(Arc::new).collect();
+        self.adopted = sockets.into_iter().map(|fd| (None, Arc::new(fd))).collect();
+        self
+    }
+
+    /// As [`UpcalldBuilder::adopt`] for several datapaths: what another daemon stored, with the names
+    /// ([`Upcalld::stored`]).
+    #[must_use]
+    pub fn adopt_stored(mut self, stored: Vec<(String, OwnedFd)>) -> Self {
+        let owner = |name: String| {
+            let name = name.strip_prefix("upcall-").and_then(|name| name.split_once('/'));
+            name.map(|(datapath, _)| datapath.to_owned())
+        };
+        self.adopted = stored.into_iter().map(|(name, fd)| (owner(name), Arc::new(fd))).collect();
         self
     }
 
@@ -176,7 +189,11 @@ impl UpcalldBuilder {
         command.process_group(0);
         let inherited = self.inheritable()?;
         if !inherited.is_empty() {
-            let numbers: Vec<_> = inherited.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
+            let number = |(datapath, fd): &(Option<String>, OwnedFd)| {
+                let owner = datapath.as_ref().map_or_else(String::new, |name| format!("{name}="));
+                format!("{owner}{}", fd.as_raw_fd())
+            };
+            let numbers: Vec<_> = inherited.iter().map(number).collect();
             command.args(["--adopt", &numbers.join(",")]);
         }
         // A child starts in the namespace of the thread that forks it.
@@ -188,8 +205,10 @@ impl UpcalldBuilder {
 
     /// Copies of the adopted sockets that a child gets: not closed on exec, so they are made as late
     /// and dropped as soon as can be.
-    fn inheritable(&self) -> Result<Vec<OwnedFd>> {
-        let copy = |fd: &Arc<OwnedFd>| rustix::io::dup(fd);
+    fn inheritable(&self) -> Result<Vec<(Option<String>, OwnedFd)>> {
+        let copy = |(datapath, fd): &(Option<String>, Arc<OwnedFd>)| {
+            Ok((datapath.clone(), rustix::io::dup(fd)?))
+        };
         let copies = self.adopted.iter().map(copy).collect::<rustix::io::Result<Vec<_>>>();
         copies.map_err(Error::system("copy a socket"))
     }
@@ -213,6 +232,8 @@ pub struct Exit {
     pub status: ExitStatus,
     /// The statistics it printed last; `final_line` is set if that was on its way out.
     pub stats: Option<Stats>,
+    /// The same for each datapath, by name.
+    pub stats_by_datapath: BTreeMap<String, Stats>,
     /// The newest lines of its standard error.
     pub log: String,
 }
@@ -235,7 +256,12 @@ impl fmt::Debug for Upcalld {
 impl Upcalld {
     /// An upcalld for the datapath of this name.
     pub fn builder(datapath: &str) -> UpcalldBuilder {
-        UpcalldBuilder::new(datapath)
+        UpcalldBuilder::new().option("--datapath", datapath)
+    }
+
+    /// An upcalld for the datapaths that a configuration file names.
+    pub fn of_file(path: &Path) -> UpcalldBuilder {
+        UpcalldBuilder::new().arg("--config").arg(path)
     }
 
     fn watch(mut child: Child, notify: UnixDatagram, directory: TempDir) -> Result<Self> {
@@ -289,6 +315,14 @@ impl Upcalld {
     /// # Errors
     /// [`Error::System`] when they cannot be copied.
     pub fn stored_sockets(&self) -> Result<Vec<OwnedFd>> {
+        Ok(self.stored()?.into_iter().map(|(_, fd)| fd).collect())
+    }
+
+    /// The same with the names they have in the store.
+    ///
+    /// # Errors
+    /// [`Error::System`] when they cannot be copied.
+    pub fn stored(&self) -> Result<Vec<(String, OwnedFd)>> {
         self.captured.stored().map_err(Error::system("copy the stored sockets"))
     }
 
@@ -338,6 +372,11 @@ impl Upcalld {
         self.captured.stats()
     }
 
+    /// As [`Upcalld::stats`], of one datapath.
+    pub fn stats_of(&self, datapath: &str) -> Option<Stats> {
+        self.captured.stats_by_datapath().remove(datapath)
+    }
+
     /// Waits for statistics that satisfy `wanted`. They are as old as the interval at most.
     ///
     /// # Errors
@@ -378,7 +417,8 @@ impl Upcalld {
         }
         let status = self.child.wait().map_err(Error::system("wait for upcalld"))?;
         self.join_readers();
-        Ok(Exit { status, stats: self.stats(), log: self.log() })
+        let stats_by_datapath = self.captured.stats_by_datapath();
+        Ok(Exit { status, stats: self.stats(), stats_by_datapath, log: self.log() })
     }
 
     fn failed(&self, what: String) -> Error {
