@@ -70,7 +70,7 @@ Examples:
   upcalld run --datapath dp0 --port 'veth*'
       every interface of such a name, as containers start and stop
   upcalld run --config /etc/upcalld.toml --log debug --stats 1s
-      everything from a file, with a line of counters each second
+      everything from a file, several datapaths as well, with a line of counters each second
 
 Interfaces must be up ('ip link set IFACE up'). Flags override the configuration file. SIGHUP, or
 'upcalld ctl reload', reads the file again and applies what can change, or nothing and says why.
@@ -122,7 +122,8 @@ pub(crate) struct RunArgs {
     /// Configuration file (TOML); config/upcalld.toml explains every key
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Name of the datapath; created if there is none
+    /// Name of the datapath; created if there is none. With tables of several in the file: the one of them
+    /// to serve [default: all]
     #[arg(long, value_name = "NAME")]
     pub(crate) datapath: Option<String>,
     /// Network interface to add as a port, or a pattern ('veth*') that names all that match, as they come
@@ -198,9 +199,10 @@ pub(crate) struct RunArgs {
     #[arg(long, conflicts_with = "keep")]
     pub(crate) hand_over: bool,
     /// What a predecessor stored, as inherited file descriptors: its upcall sockets, whose queued upcalls
-    /// are served first, and its record of upcalls in flight, which tells what was lost in a crash. Not needed under systemd, which says by itself what it holds
-    #[arg(long, value_name = "FD,FD,...", value_delimiter = ',')]
-    pub(crate) adopt: Vec<i32>,
+    /// are served first, and its record of upcalls in flight, which tells what was lost in a crash. With
+    /// several datapaths NAME=FD says whose. Not needed under systemd, which says by itself what it holds
+    #[arg(long, value_name = "[NAME=]FD,...", value_delimiter = ',')]
+    pub(crate) adopt: Vec<crate::settings::Adopted>,
     /// When somebody deletes the datapath: end with an error, or make it anew [default: exit]
     #[arg(long, value_enum)]
     pub(crate) on_deleted: Option<OnDeleted>,

@@ -1,6 +1,7 @@
 //! The configuration file.
 
 pub(crate) mod check;
+mod file;
 mod port;
 mod vlan_range;
 
@@ -18,9 +19,10 @@ use crate::control::Place;
 use crate::exit::Exit;
 use crate::metrics::Address;
 use crate::settings::parse_hex;
+pub(crate) use file::ConfigFile;
 pub(crate) use port::PortConfig;
 
-/// Keys of the file, as `config/upcalld.toml` explains them. All are optional.
+/// Keys of the file, as `config/upcalld.toml` explains them, for one datapath. All are optional.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
@@ -92,24 +94,6 @@ pub(crate) struct Config {
     pub(crate) log_format: Option<LogFormat>,
 }
 
-impl Config {
-    /// Reads the file.
-    ///
-    /// # Errors
-    ///
-    /// [`Exit::Config`], in one line, with the file, the line and what is wrong there.
-    pub(crate) fn read(path: &Path) -> Result<Self, Exit> {
-        let shown = path.display();
-        let text = read_text(path)?;
-        toml::from_str(&text).map_err(|err| {
-            // Told as check-config does: with the key and what was meant.
-            let first =
-                check::first_mistake(&text).unwrap_or_else(|| format!(": {}", err.message()));
-            Exit::Config(format!("{shown}{first} (upcalld check-config tells all mistakes)"))
-        })
-    }
-}
-
 fn read_text(path: &Path) -> Result<String, Exit> {
     std::fs::read_to_string(path).map_err(|err| {
         Exit::Config(format!("cannot read the configuration file {}: {err}", path.display()))
@@ -147,7 +131,7 @@ mod tests {
     fn read(text: &str) -> Result<Config, String> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
-        Config::read(file.path()).map_err(|err| err.to_string())
+        ConfigFile::read(file.path()).map(|file| file.top).map_err(|err| err.to_string())
     }
 
     #[test]
@@ -175,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_named() {
-        let err = Config::read(Path::new("/no/such/file")).unwrap_err();
+        let err = ConfigFile::read(Path::new("/no/such/file")).unwrap_err();
         assert!(err.to_string().contains("/no/such/file"));
     }
 
@@ -183,8 +167,10 @@ mod tests {
     fn the_file_we_ship_is_valid_and_complete() {
         let text = include_str!("../../../config/upcalld.toml");
         toml::from_str::<Config>(text).unwrap();
+        // What is set in further is an example of something else.
+        let is_key = |l: &&str| !l.starts_with(' ') && l.contains(" = ") || l.starts_with('[');
         let keys = |line: &str| {
-            let line = line.strip_prefix("# ").filter(|l| l.contains(" = ") || l.starts_with('['));
+            let line = line.strip_prefix("# ").filter(is_key);
             line.map(str::to_owned)
         };
         let every_key = text.lines().filter_map(keys).collect::<Vec<_>>().join("\n");

@@ -1,6 +1,7 @@
 //! What a panic leaves behind: where, why, which version, and the counters of the last moments.
 
 use std::backtrace::Backtrace;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::{Seek as _, SeekFrom, Write as _};
@@ -23,28 +24,23 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// What the next report says.
 struct Last {
-    datapath: String,
-    counters: String,
+    /// By datapath, as text.
+    counters: BTreeMap<String, String>,
     reported: Option<Instant>,
     /// Panics without a report of their own since the last one.
     unreported: u64,
 }
 
-static LAST: Mutex<Last> = Mutex::new(Last {
-    datapath: String::new(),
-    counters: String::new(),
-    reported: None,
-    unreported: 0,
-});
+static LAST: Mutex<Last> =
+    Mutex::new(Last { counters: BTreeMap::new(), reported: None, unreported: 0 });
 
 /// Reports panics on standard error from now on, and to `file` as well.
 ///
 /// # Errors
 ///
 /// [`Exit::Other`] when the file could not be written: that must not be found out by a panic.
-pub(crate) fn watch(datapath: &str, file: Option<PathBuf>) -> Result<(), Exit> {
+pub(crate) fn watch(file: Option<PathBuf>) -> Result<(), Exit> {
     file.as_deref().map_or(Ok(()), check)?;
-    datapath.clone_into(&mut LAST.lock().unwrap_or_else(PoisonError::into_inner).datapath);
     std::panic::set_hook(Box::new(move |info| {
         let Some(report) = report(info) else { return };
         // Standard error may be gone; there is nobody else to tell.
@@ -74,13 +70,14 @@ fn check(path: &Path) -> Result<(), Exit> {
     })
 }
 
-/// The counters as of now, for a report.
-pub(crate) fn note(readings: &[Reading]) {
+/// The counters of a datapath as of now, for a report.
+pub(crate) fn note(datapath: &str, readings: &[Reading]) {
     let mut text = String::new();
     for reading in readings.iter().filter(|reading| reading.value > 0) {
         let _ = write!(text, " {}:{}", reading.name, reading.value);
     }
-    LAST.lock().unwrap_or_else(PoisonError::into_inner).counters = text;
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    last.counters.insert(datapath.to_owned(), text);
 }
 
 /// `None` if the last one was a moment ago.
@@ -94,13 +91,16 @@ fn report(info: &PanicHookInfo<'_>) -> Option<String> {
     let thread = std::thread::current();
     let at = humantime::format_rfc3339_seconds(SystemTime::now());
     let unreported = std::mem::take(&mut last.unreported);
+    let counters = last
+        .counters
+        .iter()
+        .map(|(datapath, text)| format!("counters of datapath {datapath} a moment ago:{text}\n"));
     Some(format!(
-        "upcalld {} panicked at {at}, thread {}, datapath {}\n{info}\nbefore that without a report: \
-         {unreported}\ncounters a moment ago:{}\n{}\n",
+        "upcalld {} panicked at {at}, thread {}\n{info}\nbefore that without a report: \
+         {unreported}\n{}{}\n",
         env!("CARGO_PKG_VERSION"),
         thread.name().unwrap_or("?"),
-        last.datapath,
-        last.counters,
+        counters.collect::<String>(),
         Backtrace::force_capture(),
     ))
 }
@@ -122,12 +122,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("crash");
         let before = std::panic::take_hook();
-        watch("dp0", Some(path.clone())).unwrap();
+        watch(Some(path.clone())).unwrap();
         assert!(!path.exists(), "there is nothing to report");
-        note(&[
-            Reading { name: "received", help: "", value: 7 },
-            Reading { name: "shed", help: "", value: 0 },
-        ]);
+        note(
+            "dp0",
+            &[
+                Reading { name: "received", help: "", value: 7 },
+                Reading { name: "shed", help: "", value: 0 },
+            ],
+        );
         let panic =
             || std::thread::Builder::new().name("worker-x".into()).spawn(|| panic!("on purpose"));
         for _ in 0..3 {

@@ -1,22 +1,22 @@
 //! What the daemon is to do: the flags, over the file, over the defaults.
 
+mod all;
 mod keys;
+mod process;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use upcall::{Limits, PortRates, PortSpec, QueueLimits, Shape};
 
-use crate::cli::{HandlerKind, InstallKind, LogFormat, OnDeleted, OnOff, PortGone, RunArgs};
+use crate::cli::{HandlerKind, InstallKind, OnDeleted, OnOff, PortGone, RunArgs};
 use crate::config::Config;
-use crate::control::Place;
 use crate::exit::Exit;
 use crate::handler::{FloodRates, PortRules, SwitchConfig};
-use crate::logging;
-use crate::metrics::Address;
+pub(crate) use all::AllSettings;
 pub(crate) use keys::Change;
+pub(crate) use process::{Adopted, ProcessSettings};
 
 /// Shortest interval accepted: below it the daemon would do nothing else.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
@@ -31,7 +31,7 @@ const RECV_BUFFER_TOTAL_MIN: usize = 128 << 10;
 /// What is wrong: the key in the file, and what.
 type Problems = Vec<(&'static str, String)>;
 
-/// Everything decided.
+/// Everything decided about one datapath.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
     pub(crate) datapath: String,
@@ -43,54 +43,17 @@ pub(crate) struct Settings {
     pub(crate) answer_from_plan: bool,
     pub(crate) keep: bool,
     pub(crate) takeover: bool,
-    pub(crate) hand_over: bool,
-    pub(crate) adopt: Vec<i32>,
     pub(crate) on_deleted: OnDeleted,
     pub(crate) on_port_gone: PortGone,
     pub(crate) switch: SwitchConfig,
     pub(crate) flow_idle: Duration,
     pub(crate) flow_hard: Option<Duration>,
     pub(crate) sweep_interval: Duration,
-    pub(crate) stats: Option<Duration>,
-    pub(crate) control: Place,
-    pub(crate) control_group: Option<String>,
-    pub(crate) pidfile: Option<PathBuf>,
-    pub(crate) crash_report: Option<PathBuf>,
-    pub(crate) metrics: Address,
-    /// What is logged, if it was said.
-    pub(crate) log: Option<String>,
-    pub(crate) log_format: LogFormat,
     pub(crate) limits: Limits,
     pub(crate) sample_userdata: Option<Arc<[u8]>>,
 }
 
 impl Settings {
-    /// Reads the file that `args` name, if any, and lets the flags override it.
-    ///
-    /// # Errors
-    ///
-    /// [`Exit::Config`] with the file's name where there is a file, [`Exit::Usage`] where there is none.
-    pub(crate) fn gather(args: &RunArgs) -> Result<Self, Exit> {
-        let Some(path) = &args.config else { return Self::merge(args, Config::default()) };
-        Self::merge(args, Config::read(path)?)
-            .map_err(|err| Exit::Config(format!("{} (configuration file {})", err, path.display())))
-    }
-
-    /// Everything that is wrong with the values of a file that are fine one by one: the key, and what.
-    /// A datapath may be left to the command line.
-    pub(crate) fn problems_of_file(args: &RunArgs, config: Config) -> Vec<(&'static str, String)> {
-        let datapath = config.datapath.clone().or(Some("dp0".to_owned()));
-        match Self::put_together(args, Config { datapath, ..config }) {
-            Ok((_, problems)) => problems,
-            Err(err) => vec![("", err.to_string())],
-        }
-    }
-
-    fn merge(args: &RunArgs, config: Config) -> Result<Self, Exit> {
-        let (settings, problems) = Self::put_together(args, config)?;
-        problems.into_iter().next().map_or(Ok(settings), |(_, text)| Err(Exit::Usage(text)))
-    }
-
     /// The settings, and what is wrong with them.
     fn put_together(args: &RunArgs, config: Config) -> Result<(Self, Problems), Exit> {
         let (switch, mut problems) = switch(args, &config);
@@ -138,8 +101,6 @@ impl Settings {
             answer_from_plan: args.answer_from_plan.or(config.answer_from_plan) != Some(OnOff::Off),
             keep: args.keep || config.keep,
             takeover: args.takeover || config.takeover,
-            hand_over: args.hand_over || config.hand_over,
-            adopt: args.adopt.clone(),
             on_port_gone: args.on_port_gone.or(config.on_port_gone).unwrap_or_default(),
             on_deleted: args.on_deleted.or(config.on_deleted).unwrap_or_default(),
             switch,
@@ -149,14 +110,6 @@ impl Settings {
                 .sweep_interval
                 .or(config.sweep_interval)
                 .unwrap_or(Duration::from_secs(1)),
-            stats: args.stats.or(config.stats),
-            control: args.control.clone().or(config.control).unwrap_or(Place::Usual),
-            control_group: args.control_group.clone().or(config.control_group),
-            pidfile: args.pidfile.clone().or(config.pidfile),
-            crash_report: args.crash_report.clone().or(config.crash_report),
-            metrics: args.metrics.clone().or(config.metrics).unwrap_or(Address::Nowhere),
-            log: args.log.clone().or(config.log),
-            log_format: args.log_format.or(config.log_format).unwrap_or_default(),
             limits,
             sample_userdata: args.sample_userdata.clone().or(config.sample_userdata),
         };
@@ -170,8 +123,6 @@ impl Settings {
         problems.extend(self.ports.iter().filter_map(bad));
         let bad = upcall::check_name("datapath", &self.datapath).err();
         problems.extend(bad.map(|err| ("datapath", err.to_string())));
-        let bad = self.log.as_deref().and_then(|log| logging::check(log).err());
-        problems.extend(bad.map(|err| ("log", err)));
         self.check_intervals(problems);
         if self.shape.workers.is_some_and(|n| n == 0 || n > WORKERS_MAX) {
             problems.push(("workers", format!("workers must be from 1 to {WORKERS_MAX}")));
@@ -200,22 +151,15 @@ impl Settings {
     }
 
     fn check_intervals(&self, problems: &mut Problems) {
-        let intervals = [
+        let before = problems.len();
+        for (name, interval) in [
             ("mac_age", Some(self.switch.mac_age)),
             ("flow_idle", Some(self.flow_idle)),
             ("flow_hard", self.flow_hard),
             ("sweep_interval", Some(self.sweep_interval)),
-            ("stats", self.stats),
-        ];
-        let before = problems.len();
-        for (name, interval) in intervals {
-            if interval.is_some_and(|i| i < INTERVAL_MIN) {
-                let min = humantime::format_duration(INTERVAL_MIN);
-                problems.push((name, format!("{name} is too short: at least {min}")));
-            }
-            if interval.is_some_and(|i| i > INTERVAL_MAX) {
-                problems.push((name, format!("{name} is too long: at most 365 days")));
-            }
+        ] {
+            let problem = interval.and_then(|interval| check_interval(name, interval));
+            problems.extend(problem.map(|text| (name, text)));
         }
         if problems.len() > before {
             return;
@@ -252,6 +196,15 @@ impl Settings {
             seen.push(name);
         }
     }
+}
+
+/// What is wrong with an interval, if anything is.
+fn check_interval(name: &str, interval: Duration) -> Option<String> {
+    if interval < INTERVAL_MIN {
+        let min = humantime::format_duration(INTERVAL_MIN);
+        return Some(format!("{name} is too short: at least {min}"));
+    }
+    (interval > INTERVAL_MAX).then(|| format!("{name} is too long: at most 365 days"))
 }
 
 /// Reads `1048576`, `1024K`, `1M` or `1G`.
@@ -335,9 +288,25 @@ fn read_pairs(texts: &[String]) -> (Vec<(String, String)>, Problems) {
 }
 
 #[cfg(test)]
+impl Settings {
+    /// Those of a datapath of which nothing is said but a name.
+    pub(crate) fn for_tests() -> Self {
+        let config = Config { datapath: Some("dp0".to_owned()), ..Config::default() };
+        Self::put_together(&RunArgs::default(), config).unwrap().0
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ConfigFile;
     use upcall::{Dispatch, Placement};
+
+    fn merge(args: &RunArgs, top: Config) -> Result<Settings, Exit> {
+        let file = ConfigFile { top, ..ConfigFile::default() };
+        let mut all = AllSettings::merge(args, file)?;
+        Ok(Arc::unwrap_or_clone(all.datapaths.swap_remove(0)))
+    }
 
     fn args() -> RunArgs {
         RunArgs { datapath: Some("dp0".to_owned()), ..RunArgs::default() }
@@ -361,7 +330,7 @@ mod tests {
         };
         let sample_rate = Some("7:3".parse().unwrap());
         let flags = RunArgs { ports: vec!["b".to_owned()], sample_rate, ..args() };
-        let settings = Settings::merge(&flags, config).unwrap();
+        let settings = merge(&flags, config).unwrap();
         assert_eq!(settings.ports, ["b"]);
         assert_eq!(settings.shape.workers, Some(3));
         assert_eq!(settings.shape.dispatch, Dispatch::PerVport);
@@ -415,7 +384,7 @@ mod tests {
             ),
         ];
         for (args, remedy) in cases {
-            let err = Settings::merge(&args, Config::default()).unwrap_err();
+            let err = merge(&args, Config::default()).unwrap_err();
             assert!(err.to_string().contains(remedy), "{err}");
         }
     }

@@ -2,35 +2,31 @@
 //! was meant.
 
 mod part;
+mod place;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::ops::Range;
 use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
-use upcall::PortSpec;
 
-use super::position;
+use super::file::{Key, Mistake, OwnTable, Split, over};
+use super::{Config, ConfigFile, position};
 use crate::cli::RunArgs;
 use crate::exit::Exit;
-use crate::settings::Settings;
-use part::{Key, keys, parts, plain, read};
+use crate::settings::AllSettings;
+use part::{keys, parts, plain, read};
+use place::{notes, places};
 
 /// Appended to `upcalld check-config --help`.
 pub(crate) const HELP: &str = "\
 Nothing is started or changed, and no interface is looked for. Flags of 'run' that the file is to be
-used with do not count; a datapath may be left to them.
+used with do not count; a datapath may be left to them. Of several datapaths each is looked at.
 
 Exit status: 0 when all is in order, whatever is noted; 3 when there are mistakes, which are printed one a
 line.";
-
-/// Something that is wrong with a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Mistake {
-    /// Byte offset in the file.
-    at: usize,
-    text: String,
-}
 
 /// Prints all mistakes.
 ///
@@ -64,88 +60,88 @@ pub(crate) fn run(path: &Path) -> Result<(), Exit> {
 fn mistakes(text: &str) -> Vec<Mistake> {
     let (table, errors) = DeTable::parse_recoverable(text);
     let mut found = of_syntax(text, table.get_ref(), &errors);
-    let broken: Vec<usize> = found.iter().map(|mistake| line_of(text, mistake.at)).collect();
-    let whole = table.span();
-    // Keys are read one by one, so that a mistake hides no other.
-    let mut good = DeTable::new();
-    for (key, value) in table.into_inner() {
-        let lines = line_of(text, key.span().start)..=line_of(text, value.span().end);
-        if broken.iter().any(|line| lines.contains(line)) {
-            continue;
-        }
-        let before = found.len();
-        found.extend(parts(&key, &value).iter().filter_map(|part| part.mistake(&whole)));
-        if found.len() == before {
-            good.insert(key, value);
-        }
+    let broken = found.iter().map(|mistake| line_of(text, mistake.at)).collect();
+    let check = Check { text, broken, whole: table.span() };
+    let Split { top, mut tables, mistakes } = Split::of(table.into_inner());
+    found.extend(mistakes.into_iter().filter(|mistake| !check.is_broken(mistake.at, mistake.at)));
+    let top = check.good(None, top, &mut found);
+    for (name, table) in &mut tables {
+        table.own = check.good(Some(name), std::mem::take(&mut table.own), &mut found);
     }
-    // What is wrong only beside another key.
-    let places = places(&good);
-    if let Ok(config) = read(&whole, good) {
-        for (key, text) in Settings::problems_of_file(&RunArgs::default(), config) {
-            let at = places.iter().find(|(place, _)| place.is(key, &text)).map_or(0, |(_, at)| *at);
-            found.push(Mistake { at, text });
-        }
-    }
+    found.extend(check.together(&top, &tables));
     found.sort_by_key(|mistake| mistake.at);
     found
 }
 
-/// What is in order, but may not be meant: tables of ports that the file does not ask for.
-fn notes(text: &str) -> Vec<Mistake> {
-    let (table, _) = DeTable::parse_recoverable(text);
-    let (whole, places) = (table.span(), places(table.get_ref()));
-    let Ok(config) = read(&whole, table.into_inner()) else { return Vec::new() };
-    let asked_for = |name: &str| {
-        let spec = |text: &String| text.parse().is_ok_and(|spec: PortSpec| spec.matches(name));
-        config.ports.is_empty() || config.ports.iter().any(spec)
-    };
-    let note = |(place, at): &(Place, usize)| {
-        let Place::Port(name) = place else { return None };
-        let similarity = |port: &&String| strsim::jaro_winkler(port, name);
-        let nearest = config.ports.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
-        let text = format!(
-            "[port.{name}] is for no interface in 'ports'; did you mean '{}'?",
-            nearest.map_or("", String::as_str)
-        );
-        (!asked_for(name)).then_some(Mistake { at: *at, text })
-    };
-    places.iter().filter_map(note).collect()
+/// What is looked at.
+struct Check<'t> {
+    text: &'t str,
+    /// Lines that are no TOML, of which that was told.
+    broken: Vec<usize>,
+    whole: Range<usize>,
+}
+
+impl Check<'_> {
+    /// Is one of the lines between these bytes no TOML?
+    fn is_broken(&self, from: usize, to: usize) -> bool {
+        let lines = line_of(self.text, from)..=line_of(self.text, to);
+        self.broken.iter().any(|line| lines.contains(line))
+    }
+
+    /// What of a table, that of a datapath or the one above all tables, is right by itself. Keys are read one by
+    /// one, so that a mistake hides no other.
+    fn good<'a>(
+        &self,
+        datapath: Option<&str>,
+        table: DeTable<'a>,
+        found: &mut Vec<Mistake>,
+    ) -> DeTable<'a> {
+        let mut good = DeTable::new();
+        for (key, value) in table {
+            if self.is_broken(key.span().start, value.span().end) {
+                continue;
+            }
+            let before = found.len();
+            let parts = parts(datapath, &key, &value);
+            found.extend(parts.iter().filter_map(|part| part.mistake(&self.whole)));
+            if found.len() == before {
+                good.insert(key, value);
+            }
+        }
+        good
+    }
+
+    /// What is wrong only beside another key. What is above all tables is wrong for each datapath alike, and told
+    /// once.
+    fn together(&self, top: &DeTable<'_>, tables: &BTreeMap<String, OwnTable<'_>>) -> Vec<Mistake> {
+        let mut found = Vec::new();
+        let read_own = |(name, table): (&String, &OwnTable<'_>)| {
+            let config = read(&self.whole, over(top, table.own.clone())).ok()?;
+            Some((name.clone(), Config { datapath: Some(name.clone()), ..config }))
+        };
+        let datapaths = tables.iter().map(read_own).collect::<Option<_>>();
+        let config = read(&self.whole, top.clone()).ok();
+        let file = config.zip(datapaths).map(|(top, datapaths)| ConfigFile { top, datapaths });
+        let problems = file.map(|file| AllSettings::problems_of_file(&RunArgs::default(), file));
+        let above = places(top);
+        for problem in problems.unwrap_or_default() {
+            let table = problem.datapath.as_ref().and_then(|name| tables.get(name));
+            let own = table.and_then(|table| places(&table.own).of(problem.key, &problem.text));
+            let at = own.or_else(|| above.of(problem.key, &problem.text));
+            let at = at.or(table.map(|table| table.at)).unwrap_or(0);
+            let mistake = Mistake { at, text: problem.text };
+            if !found.contains(&mistake) {
+                found.push(mistake);
+            }
+        }
+        found
+    }
 }
 
 /// The first mistake of a file that cannot be read, with its place.
 pub(super) fn first_mistake(text: &str) -> Option<String> {
     let first = mistakes(text).into_iter().next();
     first.map(|mistake| format!("{}: {}", position(text, mistake.at), mistake.text))
-}
-
-/// A key, or the table of a port.
-enum Place {
-    Key(String),
-    Port(String),
-}
-
-impl Place {
-    /// Is it where this is wrong, of this key?
-    fn is(&self, key: &str, text: &str) -> bool {
-        match self {
-            Self::Key(name) => name == key && key != "port",
-            Self::Port(name) => text.starts_with(&format!("[port.{name}] ")),
-        }
-    }
-}
-
-fn places(table: &DeTable<'_>) -> Vec<(Place, usize)> {
-    let mut places = Vec::new();
-    for (key, value) in table {
-        places.push((Place::Key(key.get_ref().to_string()), key.span().start));
-        if let ("port", DeValue::Table(ports)) = (key.get_ref().as_ref(), value.get_ref()) {
-            let place =
-                |port: &Key<'_>| (Place::Port(port.get_ref().to_string()), port.span().start);
-            places.extend(ports.keys().map(place));
-        }
-    }
-    places
 }
 
 /// What is no TOML: the first thing of each line, with the key that it is the value of or the line begins
@@ -158,9 +154,8 @@ fn of_syntax(text: &str, table: &DeTable<'_>, errors: &[toml::de::Error]) -> Vec
             continue;
         }
         let line = text.lines().nth(line_of(text, at)).unwrap_or_default().trim();
-        let key = table.iter().find(|(_, value)| value.span().contains(&at));
-        let key = match key {
-            Some((key, _)) => key.get_ref().to_string(),
+        let key = match key_of(table, at) {
+            Some(key) => key.get_ref().to_string(),
             None => line.split('=').next().unwrap_or_default().trim().to_owned(),
         };
         let message = plain(err);
@@ -172,6 +167,14 @@ fn of_syntax(text: &str, table: &DeTable<'_>, errors: &[toml::de::Error]) -> Vec
         found.push(Mistake { at, text: format!("{key}: {message}{remedy}") });
     }
     found
+}
+
+/// The key whose value, which is no table, is there.
+fn key_of<'t, 'a>(table: &'t DeTable<'a>, at: usize) -> Option<&'t Key<'a>> {
+    table.iter().find_map(|(key, value)| match value.get_ref() {
+        DeValue::Table(table) => key_of(table, at),
+        _ => value.span().contains(&at).then_some(key),
+    })
 }
 
 /// The number of the line of a byte, from 0.
@@ -309,6 +312,69 @@ broadcast_rate = '1/s'
         assert_eq!((notes.len(), position(text, notes[0].at).as_str()), (1, ":2:7"));
         assert!(notes[0].text.contains("did you mean 'veth0'?"), "{notes:?}");
         assert!(super::notes("[port.a]\n").is_empty(), "ports may be on the command line");
+    }
+
+    #[test]
+    fn a_datapath_of_several_is_looked_at_as_the_only_one_is() {
+        let head = "workers = 2\n[datapath.dp0]\n";
+        for (text, at, words) in [
+            ("port = ['veth0']", ":3:8:", &["port: ", "did you mean 'ports'?"][..]),
+            ("mac_age = 300", ":3:11:", &["mac_age: ", "a duration", "mac_age = \"5m\""]),
+            ("workers = ", ":3:", &["workers: ", "workers = 4"]),
+            ("access = 1", ":3:1:", &["'access'", "below a line [datapath.dp0.port.NAME]"]),
+            ("[datapath.dp0.limits]\nx = 1", ":3:15:", &["no table [datapath.dp0.limits]"]),
+            ("[datapath.dp0.port.a]\nacess = 5", ":4:1:", &["did you mean 'access'?"]),
+            ("[datapath.dp0.port.a]\naccess = 'x'", ":4:10:", &["access: ", "access = 10"]),
+            (
+                "[datapath.dp0.port.a]\nhandler = 'hub'",
+                ":4:1:",
+                &["'handler'", "above the first [datapath.dp0.port.NAME]"],
+            ),
+            ("[datapath.dp0.port.a]\nnative = 7", ":3:20:", &["[port.a] native needs a trunk"]),
+            ("flow_hard = '1s'", ":3:1:", &["flow_hard must be at least twice sweep_interval"]),
+            ("funnel = true", ":3:10:", &["funnel: ", "funnel = \"on\""]),
+        ] {
+            let found = found(&format!("{head}{text}\n"));
+            let told = |line: &String| {
+                line.starts_with(at) && words.iter().all(|word| line.contains(word))
+            };
+            assert!(found.iter().any(told), "{text:?} at {at}, {words:?}: {found:#?}");
+            assert_eq!(found.len(), 1, "{text:?}: {found:#?}");
+        }
+        let text = format!("{head}ports = ['veth0']\n[datapath.dp0.port.vteh0]\n");
+        let notes = notes(&text);
+        assert_eq!((notes.len(), position(&text, notes[0].at).as_str()), (1, ":4:20"));
+    }
+
+    #[test]
+    fn every_mistake_of_several_datapaths_is_told_once() {
+        let text = "\
+workers = 0
+metrics = 'here'
+[datapath.dp0]
+ports = ['a']
+stats = '1s'
+mac_agee = '1s'
+[datapath.dp1]
+ports = ['b', 'a']
+handler = 'hub'
+[datapath.dp1.port.b]
+access = 10
+";
+        let found = found(text);
+        let wanted = [
+            (":1:1:", "from 1 to 1024"),
+            (":2:11:", "ADDRESS:PORT"),
+            (":5:1:", "above all tables"),
+            (":6:1:", "did you mean 'mac_age'?"),
+            (":8:1:", "'a' of datapath 'dp0' is asked for here as well"),
+            (":10:15:", "needs the learning-switch"),
+        ];
+        for (at, what) in wanted {
+            let told = found.iter().any(|line| line.starts_with(at) && line.contains(what));
+            assert!(told, "no {at} {what} in {found:#?}");
+        }
+        assert_eq!(found.len(), wanted.len(), "{found:#?}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `upcalld ctl`: the client.
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ Examples:
   upcalld ctl list-commands
       what can be asked
   upcalld ctl --datapath dp0 fdb/show
-      which station is behind which port
+      which station is behind which port of one datapath; 'upcalld ctl fdb/show dp0' as well
   upcalld ctl --json loss/show | jq .kernel_lost
       one number, for a script
   upcalld ctl vlog/set upcall:dbg
@@ -46,9 +47,9 @@ const REPLY_BYTES_MAX: u64 = 64 << 20;
 #[derive(Debug, Args)]
 pub(crate) struct Target {
     /// The daemon's control socket [default: /run/upcalld/DATAPATH.ctl]
-    #[arg(long, value_name = "PATH", conflicts_with = "datapath")]
+    #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
-    /// The daemon that serves this datapath [default: the one there is]
+    /// The datapath that is meant, and the daemon that serves it [default: the one there is]
     #[arg(long, value_name = "NAME")]
     datapath: Option<String>,
     /// How long to wait for an answer [default: 35s; of 'reload' 5m 5s]
@@ -74,7 +75,11 @@ impl Target {
             (None, None) => only_one(&usual_directory())?,
         };
         let timeout = self.timeout.unwrap_or(server::answer_limit(command) + BEHIND_SERVER);
-        Client::connect(&path, timeout).map_err(Exit::Other)
+        let mut client = Client::connect(&path, timeout).map_err(Exit::Other)?;
+        if let Some(datapath) = &self.datapath {
+            client.ask("set-options", &["--datapath".into(), datapath.clone()])?;
+        }
+        Ok(client)
     }
 }
 
@@ -111,14 +116,15 @@ fn tell_that_it_takes_time() -> mpsc::SyncSender<()> {
     answered
 }
 
-/// The socket of the one daemon there is.
+/// The socket of the one daemon there is, whatever links lead to it.
 fn only_one(directory: &Path) -> Result<PathBuf, Exit> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let is_socket = |path: &PathBuf| path.extension().is_some_and(|e| e == "ctl");
     let mut found: Vec<_> = entries.map(|entry| entry.path()).filter(is_socket).collect();
     found.sort();
-    match found.len() {
-        1 => Ok(found.swap_remove(0)),
+    let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+    match found.iter().map(real).collect::<BTreeSet<_>>().len() {
+        1 => Ok(real(&found[0])),
         0 => Err(Exit::Other(format!(
             "no control socket in {}: is upcalld running? --control PATH names another one",
             directory.display()
@@ -199,7 +205,9 @@ mod tests {
         assert!(none.contains("is upcalld running?"), "{none}");
         std::fs::write(directory.path().join("dp0.ctl"), "").unwrap();
         std::fs::write(directory.path().join("other"), "").unwrap();
-        assert_eq!(only_one(directory.path()).unwrap(), directory.path().join("dp0.ctl"));
+        std::os::unix::fs::symlink("dp0.ctl", directory.path().join("a.ctl")).unwrap();
+        assert!(only_one(directory.path()).unwrap().ends_with("dp0.ctl"));
+        std::fs::remove_file(directory.path().join("a.ctl")).unwrap();
         std::fs::write(directory.path().join("dp1.ctl"), "").unwrap();
         let many = only_one(directory.path()).unwrap_err().to_string();
         assert!(many.contains("dp0, dp1"), "{many}");

@@ -7,14 +7,13 @@ use std::time::Instant;
 use serde_json::{Map, Value};
 use upcall::Dispatcher;
 
-use super::{
-    Answer, Counts, Format, History, Peer, Question, counters, dpif, fdb, flows, quotas, vlog,
-};
+use super::process::changed;
+use super::route::{Scope, scope};
+use super::{Answer, Counts, Format, History, Inquiry, Peer, counters, dpif, fdb, flows, quotas};
 use crate::handler::Policy;
-use crate::logging::Levels;
 use crate::metrics;
 use crate::probe;
-use crate::reload::Reloader;
+use crate::reload;
 use crate::settings::Settings;
 use crate::top::snapshot::{self, Looks};
 use crate::trace::Traces;
@@ -32,6 +31,29 @@ struct Command {
     large: bool,
 }
 
+impl Command {
+    /// Says its usage where the datapath may be named?
+    fn names_datapath(&self) -> bool {
+        self.usage.contains("[dp") || self.usage.starts_with("[bridge")
+    }
+
+    /// With the datapath, which may be named before all other arguments.
+    fn usage(&self) -> String {
+        match scope(self.name) {
+            Scope::One | Scope::Each if !self.names_datapath() => {
+                format!("[dp] {}", self.usage).trim_end().to_owned()
+            }
+            _ => self.usage.to_owned(),
+        }
+    }
+
+    /// Most arguments, the name of a datapath among them.
+    fn most(&self) -> usize {
+        let most = self.arguments.1;
+        if scope(self.name) == Scope::Process || self.names_datapath() { most } else { most + 1 }
+    }
+}
+
 const fn command(name: &'static str, usage: &'static str, most: usize) -> Command {
     Command { name, usage, arguments: (0, most), large: false }
 }
@@ -47,7 +69,7 @@ const COMMANDS: [Command; 26] = [
     Command { large: true, ..command("dpif/show", "", 0) },
     command("exit", "", 0),
     command("fdb/flush", "[bridge]", 1),
-    Command { large: true, ..command("fdb/show", "[bridge...]", MANY) },
+    Command { large: true, ..command("fdb/show", "[bridge]", 1) },
     Command { large: true, ..command("fdb/stats-show", "[bridge]", 1) },
     command("lane/show", "", 0),
     command("latency/show", "", 0),
@@ -57,7 +79,10 @@ const COMMANDS: [Command; 26] = [
     command("port/quota", quotas::USAGE, 3),
     command("probe", "", 0),
     command("reload", "", 0),
-    Command { arguments: (1, 2), ..command(SET_OPTIONS, "[--format text|json]", 2) },
+    Command {
+        arguments: (1, 2),
+        ..command(SET_OPTIONS, "[--format text|json | --datapath dp]", 2)
+    },
     Command { large: true, ..command("stats/show", "[flows]", 1) },
     Command { large: true, arguments: (1, 1), ..command("trace/read", "trace", 1) },
     command("trace/start", "[--every N] [--rate N] [--snap BYTES] [filter...]", MANY),
@@ -91,7 +116,7 @@ pub(super) fn check(name: &str, params: &[Value]) -> Result<Vec<String>, String>
              commands)"
         ));
     };
-    let (fewest, most) = command.arguments;
+    let (fewest, most) = (command.arguments.0, command.most());
     if params.len() < fewest {
         return Err(format!("\"{name}\" command requires at least {fewest} arguments"));
     }
@@ -103,14 +128,26 @@ pub(super) fn check(name: &str, params: &[Value]) -> Result<Vec<String>, String>
     texts.ok_or_else(|| format!("\"{name}\" command has non-string argument"))
 }
 
-/// Reads `--format text|json`, in one argument or two.
-pub(super) fn format_option(arguments: &[String]) -> Result<Format, String> {
-    let words: Vec<&str> = arguments.iter().flat_map(|text| text.splitn(2, '=')).collect();
+/// What a client says of its connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum ConnectionOption {
+    Format(Format),
+    /// What its commands are about that do not say it.
+    Datapath(String),
+}
+
+/// Reads `--format text|json` or `--datapath NAME`, in one argument or two.
+pub(super) fn connection_option(arguments: &[String]) -> Result<ConnectionOption, String> {
+    let words: Vec<&str> = match arguments {
+        [word] => word.splitn(2, '=').collect(),
+        words => words.iter().map(String::as_str).collect(),
+    };
     match words[..] {
-        ["--format" | "-f", "text"] => Ok(Format::Text),
-        ["--format" | "-f", "json"] => Ok(Format::Json),
+        ["--format" | "-f", "text"] => Ok(ConnectionOption::Format(Format::Text)),
+        ["--format" | "-f", "json"] => Ok(ConnectionOption::Format(Format::Json)),
         ["--format" | "-f", other] => Err(format!("option format has invalid value {other}")),
-        _ => Err("the only option is --format text|json".to_owned()),
+        ["--datapath", name] => Ok(ConnectionOption::Datapath(name.to_owned())),
+        _ => Err("the options are --format text|json and --datapath NAME".to_owned()),
     }
 }
 
@@ -120,8 +157,6 @@ pub(crate) struct View<'a> {
     pub(crate) dispatcher: &'a Dispatcher,
     pub(crate) policy: &'a dyn Policy,
     pub(crate) settings: &'a Settings,
-    pub(crate) reloader: &'a Reloader<'a>,
-    pub(crate) levels: &'a Levels,
     pub(crate) history: &'a RefCell<History>,
     pub(crate) counts: &'a Counts,
     pub(crate) traces: &'a Traces,
@@ -129,32 +164,36 @@ pub(crate) struct View<'a> {
     pub(crate) started: Instant,
 }
 
-/// What is to be done behind an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum After {
-    /// Nothing.
-    Go,
-    /// The daemon is to end.
-    Exit,
+/// What is left of the arguments when the datapath's name is taken out must be what the command takes.
+fn check_rest(name: &str, arguments: &[String], view: View<'_>) -> Result<(), String> {
+    let (fewest, most) = find(name).map_or((0, 0), |command| command.arguments);
+    if arguments.len() < fewest {
+        return Err(format!("\"{name}\" command requires at least {fewest} arguments"));
+    }
+    match arguments.get(most) {
+        Some(more) => Err(format!("'{more}' is not served here; '{}' is", view.settings.datapath)),
+        None => Ok(()),
+    }
 }
 
-/// Answers a question.
-pub(crate) async fn answer(question: Question, view: View<'_>) -> After {
-    let (name, arguments, format, peer, reply) = match question {
-        Question::Command { name, arguments, format, peer, reply } => {
-            (name, arguments, format, peer, reply)
+/// Answers what is asked of a datapath.
+pub(crate) async fn answer(inquiry: Inquiry, view: View<'_>) {
+    match inquiry {
+        Inquiry::Command { command, reply } => {
+            let super::Command { name, arguments, format, peer } = command;
+            let answered = run(&name, &arguments, format, peer, view).await;
+            let _client_is_gone = reply.send(answered);
         }
-        Question::Metrics { reply } => {
+        Inquiry::Metrics { reply } => {
             let View { dispatcher, policy, settings, counts, .. } = view;
             let scrape = metrics::take(&settings.datapath, dispatcher, policy, counts).await;
             let _scraper_is_gone = reply.send(scrape);
-            return After::Go;
         }
-    };
-    let answered = run(&name, &arguments, format, peer, view).await;
-    let after = if name == "exit" && answered.is_ok() { After::Exit } else { After::Go };
-    let _client_is_gone = reply.send(answered);
-    after
+        Inquiry::State { reply } => {
+            let _nobody_waits = reply.send(reload::State::of(view.dispatcher).await);
+        }
+        Inquiry::Change(step) => reload::take(step, view.dispatcher, view.policy).await,
+    }
 }
 
 async fn run(
@@ -164,16 +203,12 @@ async fn run(
     peer: Peer,
     view: View<'_>,
 ) -> Result<Answer, String> {
+    check_rest(name, arguments, view)?;
     match name {
         "coverage/show" => counters::coverage(view, format).await,
         "dpctl/dump-flows" => flows::dump(view, arguments).await,
         "dpctl/show" => dpif::dpctl_show(view, arguments).await,
-        "dpif-netlink/dispatch-mode" => dpif::dispatch_mode().await,
         "dpif/show" => dpif::show(view, format).await,
-        "exit" => {
-            changed(peer, "asked to end");
-            Ok(Answer::Text(String::new()))
-        }
         "fdb/flush" => {
             changed(peer, "flushed the MAC addresses");
             fdb::flush(view, arguments).await
@@ -181,7 +216,6 @@ async fn run(
         "fdb/show" => fdb::show(view, arguments, format),
         "fdb/stats-show" => fdb::stats(view, arguments, format),
         "lane/show" => counters::lanes(view, format).await,
-        "list-commands" => Ok(list(format)),
         "loss/show" => counters::losses(view, format).await,
         "memory/show" => counters::memory(view, format).await,
         "port/quota" => {
@@ -191,10 +225,6 @@ async fn run(
             quotas::quota(view, arguments, format).await
         }
         "probe" => probe_now(view, format).await,
-        "reload" => {
-            changed(peer, "asked to reload the configuration");
-            reload(view).await.map(Answer::Text)
-        }
         "latency/show" => counters::latency(view, format).await,
         "stats/show" => stats(view, arguments, format).await,
         "trace/read" => {
@@ -217,42 +247,20 @@ async fn run(
             Ok(Answer::Text(String::new()))
         }
         "upcall/show" => dpif::upcall_show(view, format).await,
-        "version" => Ok(Answer::Text(concat!("upcalld ", env!("CARGO_PKG_VERSION"), "\n").into())),
-        "vlog/list" => Ok(Answer::Text(vlog::list(view.levels))),
-        "vlog/set" => {
-            changed(peer, "sets what is logged");
-            vlog::set(view.levels, arguments)
-        }
         _ => Err(format!("\"{name}\" has no answer")),
     }
 }
 
-/// Leaves a trace of who steered.
-fn changed(peer: Peer, what: &str) {
-    tracing::info!(uid = peer.uid, pid = peer.pid, "a client of the control socket {what}");
-}
-
-fn list(format: Format) -> Answer {
+pub(super) fn list(format: Format) -> Answer {
     if format == Format::Json {
-        let usage = |c: &Command| (c.name.to_owned(), Value::from(c.usage));
+        let usage = |c: &Command| (c.name.to_owned(), Value::from(c.usage()));
         return Answer::Json(COMMANDS.iter().map(usage).collect::<Map<_, _>>().into());
     }
     let mut text = "The available commands are:\n".to_owned();
     for command in &COMMANDS {
-        let _ = writeln!(text, "  {:<23} {}", command.name, command.usage);
+        let _ = writeln!(text, "  {:<23} {}", command.name, command.usage());
     }
     Answer::Text(text)
-}
-
-/// Applies the configuration as it is now, and counts whether that could be done.
-///
-/// # Errors
-///
-/// In words, when nothing was changed.
-pub(crate) async fn reload(view: View<'_>) -> Result<String, String> {
-    let reloaded = view.reloader.reload(view.dispatcher, view.policy).await;
-    view.counts.reloaded(reloaded.is_ok());
-    reloaded.map(|changes| changes + "\n")
 }
 
 /// Everything that `upcalld top` shows.
@@ -290,6 +298,12 @@ mod tests {
     fn names_are_sorted_and_found() {
         assert!(COMMANDS.windows(2).all(|pair| pair[0].name < pair[1].name));
         assert!(is_large("fdb/show") && !is_large("version") && !is_large("no"));
+        let usage = |name| find(name).unwrap().usage();
+        assert_eq!(
+            [usage("lane/show"), usage("exit"), usage("stats/show")],
+            ["[dp]", "", "[dp] [flows]"]
+        );
+        assert_eq!([usage("fdb/show"), usage("dpctl/show")], ["[bridge]", "[-s] [dp...]"]);
     }
 
     #[test]
@@ -303,15 +317,20 @@ mod tests {
         let err = check("fdb/show", &[json!(1)]).unwrap_err();
         assert_eq!(err, "\"fdb/show\" command has non-string argument");
         assert!(check(&"x".repeat(60_000), &[]).unwrap_err().len() < 200);
+        assert!(check("lane/show", &[json!("dp0")]).is_ok());
+        let err = check("fdb/show", &[json!("dp0"), json!("dp1")]).unwrap_err();
+        assert_eq!(err, "\"fdb/show\" command takes at most 1 arguments");
     }
 
     #[test]
-    fn the_format_is_one_argument_or_two() {
+    fn an_option_is_one_argument_or_two() {
         let option = |words: &[&str]| {
-            format_option(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+            connection_option(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
         };
-        assert_eq!(option(&["--format", "json"]), Ok(Format::Json));
-        assert_eq!(option(&["--format=text"]), Ok(Format::Text));
+        let json = ConnectionOption::Format(Format::Json);
+        assert_eq!(option(&["--format", "json"]), Ok(json));
+        assert_eq!(option(&["--format=text"]), Ok(ConnectionOption::Format(Format::Text)));
+        assert_eq!(option(&["--datapath=a=b"]), Ok(ConnectionOption::Datapath("a=b".to_owned())));
         assert!(option(&["--format", "yaml"]).unwrap_err().contains("yaml"));
         assert!(option(&["--color"]).is_err());
     }

@@ -3,8 +3,9 @@
 //!
 //! It speaks the protocol of the peer's daemons, so that hands that know those find their commands,
 //! and programs their formats. Clients are served by a task of their own within bounds (`server`);
-//! what they ask comes as [`Question`]s to the one task that owns the dispatcher, which answers several
-//! at a time (`commands`).
+//! what they ask comes as [`Question`]s to the one task that does all that is not a worker's. It
+//! answers what is about the process (`process`) and hands on what is about a datapath (`route`) to
+//! what serves that, which answers several [`Inquiry`]s at a time (`commands`).
 
 pub(crate) mod client;
 mod commands;
@@ -15,8 +16,11 @@ mod flow_filter;
 mod flows;
 mod frame;
 mod history;
+mod links;
 mod pidfile;
+mod process;
 mod quotas;
+mod route;
 mod server;
 mod socket;
 mod vlog;
@@ -32,10 +36,14 @@ use tokio::task::JoinHandle;
 
 use crate::exit::Exit;
 use crate::metrics::Scrape;
-use crate::settings::Settings;
-pub(crate) use commands::{After, View, answer, reload};
+use crate::reload::{State, Step};
+use crate::settings::{AllSettings, ProcessSettings};
+pub(crate) use commands::{View, answer};
 pub(crate) use history::{History, SAMPLE_INTERVAL};
+use links::Links;
 use pidfile::PidFile;
+pub(crate) use process::{After, Desk, reload};
+pub(crate) use route::Handle;
 pub(crate) use server::Counts;
 pub(crate) use socket::ControlFile;
 
@@ -43,13 +51,15 @@ pub(crate) use socket::ControlFile;
 const DIRECTORY: &str = "/run/upcalld";
 /// Questions that may wait: there are not more clients.
 const QUESTIONS_MAX: usize = 32;
+/// Inquiries that may wait for a datapath that is made anew.
+pub(crate) const INQUIRIES_MAX: usize = 32;
 /// How long the end waits for replies that are on their way.
 const FINISH_LIMIT: Duration = Duration::from_millis(50);
 
 /// Where the control socket is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// In the usual directory, under the datapath's name. That there can be none is no failure.
+    /// In the usual directory, under the name of the (first) datapath. That there can be none is no failure.
     Usual,
     /// Here, or the daemon does not start.
     At(PathBuf),
@@ -81,7 +91,7 @@ impl Place {
 }
 
 /// Writes our process id where clients look for it.
-fn pidfile(settings: &Settings, control: Option<&Path>) -> Result<Option<PidFile>, Exit> {
+fn pidfile(settings: &ProcessSettings, control: Option<&Path>) -> Result<Option<PidFile>, Exit> {
     let write = |path: &PathBuf| {
         let created = PidFile::create(path, control);
         created.map_err(|err| Exit::Other(format!("cannot write {}: {err}", path.display())))
@@ -130,18 +140,41 @@ pub(crate) enum Answer {
     Json(Value),
 }
 
-/// What is asked of the task that owns the dispatcher.
+/// A command, whose number of arguments is right.
+#[derive(Debug, Clone)]
+pub(crate) struct Command {
+    pub(crate) name: String,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) format: Format,
+    pub(crate) peer: Peer,
+}
+
+/// Where an answer goes, or why there is none.
+type Reply = oneshot::Sender<Result<Answer, String>>;
+
+/// What is asked of the process.
 pub(crate) enum Question {
-    /// A command, whose number of arguments is right.
+    /// A command; the datapath that it is about if it does not say, where the client said that before.
+    Command { command: Command, datapath: Option<String>, reply: Reply },
+    /// All metrics, of each datapath.
+    Metrics { reply: oneshot::Sender<Vec<Scrape>> },
+}
+
+/// What is asked of what serves one datapath.
+pub(crate) enum Inquiry {
     Command {
-        name: String,
-        arguments: Vec<String>,
-        format: Format,
-        peer: Peer,
-        reply: oneshot::Sender<Result<Answer, String>>,
+        command: Command,
+        reply: Reply,
     },
-    /// All metrics.
-    Metrics { reply: oneshot::Sender<Scrape> },
+    Metrics {
+        reply: oneshot::Sender<Scrape>,
+    },
+    /// What a reload is to know.
+    State {
+        reply: oneshot::Sender<State>,
+    },
+    /// A change, in two steps.
+    Change(Step),
 }
 
 /// The daemon's end of everything that asks.
@@ -154,6 +187,7 @@ pub(crate) struct Control {
     task: Option<JoinHandle<()>>,
     /// Kept: the files go with them.
     file: Option<ControlFile>,
+    links: Option<Links>,
     pidfile: Option<PidFile>,
 }
 
@@ -164,15 +198,24 @@ impl Control {
     ///
     /// [`Exit::Other`] when a socket was asked for by path and cannot be made, [`Exit::Config`] when
     /// its group is not known.
-    pub(crate) fn start(settings: &Settings) -> Result<Self, Exit> {
+    pub(crate) fn start(all: &AllSettings) -> Result<Self, Exit> {
+        let settings = &all.process;
         let group = settings.control_group.as_deref().map(socket::group_id).transpose();
         let group = group.map_err(Exit::Config)?;
         let (sender, questions) = mpsc::channel(QUESTIONS_MAX);
         let shared = Arc::new(server::Shared::new(sender, group.is_some()));
         let listening = Ok("none".to_owned());
-        let mut control =
-            Self { questions, shared, listening, task: None, file: None, pidfile: None };
-        let path = settings.control.path(&settings.datapath);
+        let mut control = Self {
+            questions,
+            shared,
+            listening,
+            task: None,
+            file: None,
+            links: None,
+            pidfile: None,
+        };
+        let names = all.names();
+        let path = settings.control.path(names[0]);
         control.pidfile = pidfile(settings, path.as_deref())?;
         let Some(path) = path else { return Ok(control) };
         let listening = control.listen(&path, group);
@@ -182,6 +225,10 @@ impl Control {
             return Err(Exit::Other(why.clone()));
         }
         control.listening = listening.map(|()| path.display().to_string());
+        if control.listening.is_ok() && settings.control == Place::Usual {
+            control.links =
+                Some(Links::make(&path, names[1..].iter().map(|name| usual_path(name))));
+        }
         Ok(control)
     }
 
@@ -228,6 +275,6 @@ impl Control {
             tokio::time::sleep(FINISH_LIMIT).await;
             task.abort();
         }
-        drop((self.pidfile, self.file));
+        drop((self.pidfile, self.links, self.file));
     }
 }

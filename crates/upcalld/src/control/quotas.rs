@@ -11,6 +11,16 @@ use super::{Answer, Format, View, counters};
 pub(super) const USAGE: &str =
     "[port [all|miss|action|sample|waiting] {rate[:burst] | number | none}]";
 
+/// Do they begin with a port, whatever else has its name?
+pub(super) fn begin_with_port(arguments: &[String]) -> bool {
+    let is_class = |word: &String| word == "waiting" || CLASSES.contains(&word.as_str());
+    match arguments {
+        [_, _] => true,
+        [_, class, _] => is_class(class),
+        _ => false,
+    }
+}
+
 /// Shows quotas, or sets one of a port.
 pub(super) async fn quota(
     view: View<'_>,

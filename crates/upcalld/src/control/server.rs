@@ -13,8 +13,9 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
+use super::commands::ConnectionOption;
 use super::frame::{Bad, Framer, Reply, Request};
-use super::{Answer, Format, Peer, Question, commands};
+use super::{Answer, Command, Format, Peer, Question, commands};
 use crate::counting::{count, counts};
 
 /// Clients at once. One more takes the place of the one that has been idle longest.
@@ -129,7 +130,8 @@ impl Clients {
     fn admit(&mut self, stream: UnixStream, peer: Peer, shared: Arc<Shared>) {
         let (number, busy) = (self.next, Arc::new(AtomicBool::new(false)));
         self.next += 1;
-        let client = Client { shared, peer, busy: busy.clone(), format: Format::Text };
+        let client =
+            Client { shared, peer, busy: busy.clone(), format: Format::Text, datapath: None };
         let task = self.tasks.spawn(async move {
             client.serve(stream).await;
             number
@@ -186,6 +188,8 @@ struct Client {
     peer: Peer,
     busy: Arc<AtomicBool>,
     format: Format,
+    /// What its commands are about that do not say it.
+    datapath: Option<String>,
 }
 
 impl Client {
@@ -229,18 +233,17 @@ impl Client {
     async fn ask(&mut self, request: Request) -> Result<Value, String> {
         let arguments = commands::check(&request.method, &request.params)?;
         if request.method == commands::SET_OPTIONS {
-            self.format = commands::format_option(&arguments)?;
+            match commands::connection_option(&arguments)? {
+                ConnectionOption::Format(format) => self.format = format,
+                ConnectionOption::Datapath(name) => self.datapath = Some(name),
+            }
             return Ok(self.format.wrap(String::new()));
         }
         let limit = answer_limit(&request.method);
         let (reply, answered) = oneshot::channel();
-        let question = Question::Command {
-            name: request.method,
-            arguments,
-            format: self.format,
-            peer: self.peer,
-            reply,
-        };
+        let (format, peer) = (self.format, self.peer);
+        let command = Command { name: request.method, arguments, format, peer };
+        let question = Question::Command { command, datapath: self.datapath.clone(), reply };
         let asking = async {
             self.shared.questions.send(question).await.ok()?;
             answered.await.ok()

@@ -3,10 +3,8 @@
 use std::fmt;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::readings::{PortReading, Readings, Scrape};
@@ -14,40 +12,83 @@ use super::readings::{PortReading, Readings, Scrape};
 /// All names begin with this.
 const PREFIX: &str = "upcalld";
 
-/// The text of a scrape. Without readings there is `upcalld_up 0`, so that an alert can tell a daemon
-/// without a datapath from none.
-pub(super) fn text(scrape: &Scrape) -> Result<String, String> {
-    let labels = [("datapath".into(), scrape.datapath.clone().into())];
-    let mut registry = Registry::with_prefix_and_labels(PREFIX, labels.into_iter());
-    registry.register_collector(Box::new(Encoded::of(scrape)));
+/// The text of a scrape. Of a datapath without readings there is `upcalld_up 0`, so that an alert can tell a
+/// daemon without a datapath from none.
+pub(super) fn text(scrapes: Vec<Scrape>) -> Result<String, String> {
+    let mut registry = Registry::with_prefix(PREFIX);
+    registry.register_collector(Box::new(Encoded(scrapes)));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).map_err(|e| e.to_string())?;
     Ok(text)
 }
 
-/// A registry keeps what it encodes.
+/// Each family once, with a series for each datapath. A registry keeps what it encodes.
 #[derive(Debug)]
-struct Encoded {
-    up: i64,
-    about: Vec<(&'static str, String)>,
-    counters: Vec<(&'static str, &'static str, u64)>,
-    gauges: Vec<(&'static str, &'static str, f64)>,
-    ports: Vec<PortReading>,
-}
+struct Encoded(Vec<Scrape>);
 
 impl Encoded {
-    fn of(scrape: &Scrape) -> Self {
-        let Ok(Readings { about, counters, gauges, ports }) = &scrape.readings else {
-            let (counters, gauges) = (Vec::new(), Vec::new());
-            return Self { up: 0, about: Vec::new(), counters, gauges, ports: Vec::new() };
-        };
-        Self {
-            up: 1,
-            about: about.clone(),
-            counters: counters.iter().map(|r| (r.name, r.help, r.value)).collect(),
-            gauges: gauges.iter().map(|g| (g.name, g.help, g.value)).collect(),
-            ports: ports.clone(),
+    /// The datapaths that there are readings of.
+    fn read(&self) -> impl Iterator<Item = (&str, &Readings)> {
+        self.0.iter().filter_map(|scrape| {
+            let readings = scrape.readings.as_ref().ok()?;
+            Some((scrape.datapath.as_str(), readings))
+        })
+    }
+
+    /// Names, in the order in which datapaths tell them: they do not all count the same.
+    fn names<T>(
+        &self,
+        list: impl Fn(&Readings) -> &Vec<T>,
+        name: impl Fn(&T) -> (&'static str, &'static str),
+    ) -> Vec<(&'static str, &'static str)> {
+        let mut names = Vec::new();
+        for (_, readings) in self.read() {
+            for named in list(readings).iter().map(&name) {
+                if !names.contains(&named) {
+                    names.push(named);
+                }
+            }
         }
+        names
+    }
+
+    /// What is of the process is there once, without a datapath, where there are several.
+    fn of_process(&self, name: &str) -> bool {
+        self.0.len() > 1 && (name.starts_with("control_") || name == "resident_memory_bytes")
+    }
+
+    fn counters(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        for (name, help) in self.names(|r| &r.counters, |r| (r.name, r.help)) {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (datapath, readings) in self.read() {
+                let Some(of) = readings.counters.iter().find(|of| of.name == name) else {
+                    continue;
+                };
+                if self.of_process(name) {
+                    family.encode_counter::<NoLabelSet, _, u64>(&of.value, None)?;
+                    break;
+                }
+                let labels = [("datapath", datapath)];
+                let mut metric = family.encode_family(&labels)?;
+                metric.encode_counter::<NoLabelSet, _, u64>(&of.value, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn gauges(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        for (name, help) in self.names(|r| &r.gauges, |g| (g.name, g.help)) {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (datapath, readings) in self.read() {
+                let Some(of) = readings.gauges.iter().find(|of| of.name == name) else { continue };
+                if self.of_process(name) {
+                    family.encode_gauge(&of.value)?;
+                    break;
+                }
+                family.encode_family(&[("datapath", datapath)])?.encode_gauge(&of.value)?;
+            }
+        }
+        Ok(())
     }
 
     /// A family with a series for each port.
@@ -57,14 +98,16 @@ impl Encoded {
         (name, help): (&str, &str),
         value: impl Fn(&PortReading) -> u64,
     ) -> fmt::Result {
-        if self.ports.is_empty() {
+        if self.read().all(|(_, readings)| readings.ports.is_empty()) {
             return Ok(());
         }
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for port in &self.ports {
-            let labels = [("port", port.port.as_str())];
-            let mut metric = family.encode_family(&labels)?;
-            metric.encode_counter::<NoLabelSet, _, u64>(&value(port), None)?;
+        for (datapath, readings) in self.read() {
+            for port in &readings.ports {
+                let labels = [("datapath", datapath), ("port", port.port.as_str())];
+                let mut metric = family.encode_family(&labels)?;
+                metric.encode_counter::<NoLabelSet, _, u64>(&value(port), None)?;
+            }
         }
         Ok(())
     }
@@ -73,21 +116,21 @@ impl Encoded {
 impl Collector for Encoded {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let up = "Is the datapath served, and does the kernel tell of it?";
-        let metric = encoder.encode_descriptor("up", up, None, MetricType::Gauge)?;
-        ConstGauge::new(self.up).encode(metric)?;
-        if !self.about.is_empty() {
+        let mut family = encoder.encode_descriptor("up", up, None, MetricType::Gauge)?;
+        for Scrape { datapath, readings } in &self.0 {
+            let labels = [("datapath", datapath.as_str())];
+            family.encode_family(&labels)?.encode_gauge(&i64::from(readings.is_ok()))?;
+        }
+        if self.read().next().is_some() {
             let help = "What runs, and where.";
-            let mut metric = encoder.encode_descriptor("build", help, None, MetricType::Info)?;
-            metric.encode_info(&self.about)?;
+            let mut family = encoder.encode_descriptor("build", help, None, MetricType::Info)?;
+            for (datapath, readings) in self.read() {
+                let labels = [("datapath", datapath)];
+                family.encode_family(&labels)?.encode_info(&readings.about)?;
+            }
         }
-        for (name, help, value) in &self.counters {
-            let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            ConstCounter::new(*value).encode(metric)?;
-        }
-        for (name, help, value) in &self.gauges {
-            let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            ConstGauge::new(*value).encode(metric)?;
-        }
+        self.counters(&mut encoder)?;
+        self.gauges(&mut encoder)?;
         let delivered = ("port_upcalls", "Upcalls of a port that a socket took.");
         self.by_port(&mut encoder, delivered, |port| port.delivered)?;
         let failed = ("port_upcalls_failed", "Upcalls of a port that its socket did not take.");
@@ -101,23 +144,34 @@ mod tests {
     use super::*;
     use crate::counting::Reading;
 
-    #[test]
-    fn a_scrape_is_text_that_ends() {
+    fn readings(received: u64) -> Readings {
         let port = PortReading { port: "p\"0\\".into(), delivered: 7, failed: 1 };
-        let readings = Readings {
+        Readings {
             about: vec![("version", "1".into())],
-            counters: vec![Reading { name: "received", help: "Messages.", value: 3 }],
+            counters: vec![
+                Reading { name: "received", help: "Messages.", value: received },
+                Reading { name: "control_commands", help: "Commands.", value: 4 },
+            ],
             gauges: vec![Gauge { name: "flows", help: "Flows.", value: 2.0 }],
             ports: vec![port],
-        };
-        let text = text(&Scrape { datapath: "dp0".into(), readings: Ok(readings) }).unwrap();
+        }
+    }
+
+    fn scrape(datapath: &str, readings: Result<Readings, String>) -> Scrape {
+        Scrape { datapath: datapath.into(), readings }
+    }
+
+    #[test]
+    fn a_scrape_is_text_that_ends() {
+        let text = text(vec![scrape("dp0", Ok(readings(3)))]).unwrap();
         for line in [
             "# HELP upcalld_received Messages.",
             "# TYPE upcalld_received counter",
             "upcalld_received_total{datapath=\"dp0\"} 3",
+            "upcalld_control_commands_total{datapath=\"dp0\"} 4",
             "upcalld_flows{datapath=\"dp0\"} 2.0",
             "upcalld_up{datapath=\"dp0\"} 1",
-            "upcalld_build_info{datapath=\"dp0\",version=\"1\"} 1",
+            "upcalld_build_info{version=\"1\",datapath=\"dp0\"} 1",
             "upcalld_port_upcalls_total{datapath=\"dp0\",port=\"p\\\"0\\\\\"} 7",
         ] {
             assert!(text.lines().any(|found| found == line), "no '{line}' in\n{text}");
@@ -126,9 +180,33 @@ mod tests {
     }
 
     #[test]
+    fn several_datapaths_have_a_series_each_and_the_process_one() {
+        let mut other = readings(5);
+        other.counters.push(Reading { name: "macs_refused", help: "MACs.", value: 1 });
+        let gone = scrape("dp2", Err("gone".into()));
+        let all = vec![scrape("dp0", Ok(readings(3))), scrape("dp1", Ok(other)), gone];
+        let text = text(all).unwrap();
+        for (line, times) in [
+            ("# TYPE upcalld_received counter", 1),
+            ("upcalld_received_total{datapath=\"dp0\"} 3", 1),
+            ("upcalld_received_total{datapath=\"dp1\"} 5", 1),
+            ("upcalld_macs_refused_total{datapath=\"dp1\"} 1", 1),
+            ("upcalld_control_commands_total 4", 1),
+            ("upcalld_up{datapath=\"dp1\"} 1", 1),
+            ("upcalld_up{datapath=\"dp2\"} 0", 1),
+        ] {
+            assert_eq!(
+                text.lines().filter(|found| *found == line).count(),
+                times,
+                "{line}\n{text}"
+            );
+        }
+        assert!(!text.contains("upcalld_received_total{datapath=\"dp2\"}"), "{text}");
+    }
+
+    #[test]
     fn without_a_datapath_it_is_not_up() {
-        let scrape = Scrape { datapath: "dp0".into(), readings: Err("gone".into()) };
-        let text = text(&scrape).unwrap();
+        let text = text(vec![scrape("dp0", Err("gone".into()))]).unwrap();
         assert!(text.contains("upcalld_up{datapath=\"dp0\"} 0\n"), "{text}");
         assert!(!text.contains("received"), "{text}");
     }

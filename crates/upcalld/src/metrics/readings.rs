@@ -45,6 +45,13 @@ pub(super) struct PortReading {
     pub(super) failed: u64,
 }
 
+impl Scrape {
+    /// Of a datapath that is not served now.
+    pub(crate) fn without(datapath: &str, why: String) -> Self {
+        Self { datapath: datapath.to_owned(), readings: Err(why) }
+    }
+}
+
 /// Takes the readings.
 pub(crate) async fn take(
     datapath: &str,

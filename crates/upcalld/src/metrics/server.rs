@@ -34,7 +34,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const TEXT: &str = "text/plain; charset=utf-8";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const INDEX: &str = "upcalld\n\n/metrics  counters, as OpenMetrics text\n/healthz  does it answer?\n\
-                     /readyz   does it serve its datapath?\n";
+                     /readyz   does it serve its datapaths, all of them?\n";
 
 type Reply = Response<Full<Bytes>>;
 
@@ -101,7 +101,7 @@ async fn answer(request: &Request<Incoming>, questions: &mpsc::Sender<Question>)
     match request.uri().path() {
         "/" => reply(StatusCode::OK, TEXT, INDEX.to_owned()),
         "/metrics" => match ask(questions).await {
-            Ok(scrape) => metrics(&scrape),
+            Ok(scrapes) => metrics(scrapes),
             Err(why) => unavailable(why),
         },
         // The task that does the work answers, whatever it says.
@@ -110,31 +110,31 @@ async fn answer(request: &Request<Incoming>, questions: &mpsc::Sender<Question>)
             Err(why) => unavailable(why),
         },
         "/readyz" => match ask(questions).await {
-            Ok(Scrape { readings: Ok(_), .. }) => {
-                reply(StatusCode::OK, TEXT, "serving\n".to_owned())
-            }
-            Ok(Scrape { readings: Err(why), .. }) => unavailable(&why),
+            Ok(scrapes) => match scrapes.iter().find_map(|scrape| scrape.readings.as_ref().err()) {
+                None => reply(StatusCode::OK, TEXT, "serving\n".to_owned()),
+                Some(why) => unavailable(why),
+            },
             Err(why) => unavailable(why),
         },
         _ => reply(StatusCode::NOT_FOUND, TEXT, INDEX.to_owned()),
     }
 }
 
-async fn ask(questions: &mpsc::Sender<Question>) -> Result<Scrape, &'static str> {
+async fn ask(questions: &mpsc::Sender<Question>) -> Result<Vec<Scrape>, &'static str> {
     let (reply, answered) = oneshot::channel();
     let asking = async {
         questions.send(Question::Metrics { reply }).await.ok()?;
         answered.await.ok()
     };
     match timeout(ANSWER_LIMIT, asking).await {
-        Ok(Some(scrape)) => Ok(scrape),
+        Ok(Some(scrapes)) => Ok(scrapes),
         Ok(None) => Err("it is ending"),
-        Err(_) => Err("the task that serves the datapath does not answer"),
+        Err(_) => Err("the task that looks after the datapaths does not answer"),
     }
 }
 
-fn metrics(scrape: &Scrape) -> Reply {
-    match exposition::text(scrape) {
+fn metrics(scrapes: Vec<Scrape>) -> Reply {
+    match exposition::text(scrapes) {
         Ok(text) => reply(StatusCode::OK, OPENMETRICS, text),
         Err(why) => unavailable(&why),
     }

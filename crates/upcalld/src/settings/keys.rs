@@ -6,8 +6,6 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::Settings;
-use crate::control::Place;
-use crate::metrics::Address;
 
 /// A key of the configuration file with its value, as it is written there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,15 +35,11 @@ impl Display for Change {
 impl Settings {
     /// Every key that has another value in `next`.
     pub(crate) fn changes(&self, next: &Self) -> Vec<Change> {
-        let pairs = self.keys().into_iter().zip(next.keys());
-        let changed = pairs.filter(|(was, is)| was.value != is.value);
-        changed
-            .map(|(was, is)| Change { name: is.name, was: was.value, is: is.value, live: is.live })
-            .collect()
+        changes(self.keys(), next.keys())
     }
 
-    /// All keys, in one order. `adopt` and `takeover` are about the start alone.
-    fn keys(&self) -> Vec<Key> {
+    /// All keys, in one order. `takeover` is about the start alone.
+    pub(super) fn keys(&self) -> Vec<Key> {
         let mut keys = self.live_keys();
         keys.extend(self.fixed_keys());
         keys
@@ -76,7 +70,6 @@ impl Settings {
             ("mac_age", time(self.switch.mac_age)),
             ("mac_max", self.switch.macs_max.to_string()),
             ("on_deleted", name(&self.on_deleted)),
-            ("log", option(self.log.as_ref())),
         ];
         values.map(|(name, value)| Key { name, value, live: true }).into()
     }
@@ -90,16 +83,9 @@ impl Settings {
             install,
             answer_from_plan,
             keep,
-            hand_over,
             on_port_gone,
-            stats,
-            control,
-            control_group,
-            metrics,
-            log_format,
             sample_userdata,
             takeover: _,
-            adopt: _,
             ports: _,
             shape: _,
             limits: _,
@@ -107,10 +93,7 @@ impl Settings {
             flow_hard: _,
             sweep_interval: _,
             switch,
-            pidfile,
-            crash_report,
             on_deleted: _,
-            log: _,
         } = self;
         let floods = switch.others.floods.0;
         let pairs: Vec<String> = cross_connect.iter().map(|(a, b)| format!("{a}={b}")).collect();
@@ -121,20 +104,12 @@ impl Settings {
             ("install", name(install)),
             ("answer_from_plan", on_off(*answer_from_plan)),
             ("keep", keep.to_string()),
-            ("hand_over", hand_over.to_string()),
             ("on_port_gone", name(on_port_gone)),
-            ("stats", option(stats.map(time))),
-            ("control", place(control)),
-            ("control_group", option(control_group.as_ref())),
-            ("pidfile", option(pidfile.as_ref().map(|path| path.display()))),
-            ("crash_report", option(crash_report.as_ref().map(|path| path.display()))),
             ("broadcast_rate", option(floods[0])),
             ("multicast_rate", option(floods[1])),
             ("unknown_rate", option(floods[2])),
             // Not as it is written, but different where it differs.
             ("port", format!("{:?}", switch.ports)),
-            ("metrics", address(metrics)),
-            ("log_format", name(log_format)),
             (
                 "sample_userdata",
                 option(sample_userdata.as_ref().map(|bytes| format!("{bytes:02x?}"))),
@@ -144,11 +119,19 @@ impl Settings {
     }
 }
 
-fn option(value: Option<impl Display>) -> String {
+/// Every key that has another value in `next`, which has the same keys.
+pub(super) fn changes(keys: Vec<Key>, next: Vec<Key>) -> Vec<Change> {
+    let changed = keys.into_iter().zip(next).filter(|(was, is)| was.value != is.value);
+    changed
+        .map(|(was, is)| Change { name: is.name, was: was.value, is: is.value, live: is.live })
+        .collect()
+}
+
+pub(super) fn option(value: Option<impl Display>) -> String {
     value.map_or_else(|| "unset".to_owned(), |value| value.to_string())
 }
 
-fn time(duration: Duration) -> String {
+pub(super) fn time(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
 }
 
@@ -156,48 +139,32 @@ fn on_off(on: bool) -> String {
     if on { "on" } else { "off" }.to_owned()
 }
 
-fn name(value: &impl ValueEnum) -> String {
+pub(super) fn name(value: &impl ValueEnum) -> String {
     option(value.to_possible_value().map(|value| value.get_name().to_owned()))
-}
-
-fn place(place: &Place) -> String {
-    match place {
-        Place::Usual => "unset".to_owned(),
-        Place::At(path) => path.display().to_string(),
-        Place::None => "none".to_owned(),
-    }
-}
-
-fn address(address: &Address) -> String {
-    match address {
-        Address::Nowhere => "none".to_owned(),
-        Address::Tcp(address) => address.to_string(),
-        Address::Unix(path) => path.display().to_string(),
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::cli::RunArgs;
-    use crate::config::Config;
+    use crate::config::{Config, ConfigFile};
+    use crate::settings::AllSettings;
 
-    fn settings(text: &str) -> Settings {
-        let config: Config = toml::from_str(text).unwrap();
+    fn settings(text: &str) -> AllSettings {
+        let top: Config = toml::from_str(text).unwrap();
         let args = RunArgs { datapath: Some("dp0".to_owned()), ..RunArgs::default() };
-        Settings::merge(&args, config).unwrap()
+        AllSettings::merge(&args, ConfigFile { top, ..ConfigFile::default() }).unwrap()
     }
 
     #[test]
     fn changes_name_the_key_and_both_values() {
         let (was, is) = (settings(""), settings("flow_max = 7\nhandler = 'hub'\nstats = '1s'\n"));
         let changes = was.changes(&is);
-        let texts: Vec<_> = changes.iter().map(ToString::to_string).collect();
+        let texts: Vec<_> = changes.iter().map(|(_, change)| change.to_string()).collect();
         let wanted =
-            ["flow_max: 200000 -> 7", "handler: learning-switch -> hub", "stats: unset -> 1s"];
+            ["stats: unset -> 1s", "flow_max: 200000 -> 7", "handler: learning-switch -> hub"];
         assert_eq!(texts, wanted);
-        let live: Vec<_> = changes.iter().map(|change| change.live).collect();
-        assert_eq!(live, [true, false, false]);
+        let live: Vec<_> = changes.iter().map(|(_, change)| change.live).collect();
+        assert_eq!(live, [false, true, false]);
         assert!(was.changes(&was).is_empty());
     }
 
@@ -218,7 +185,9 @@ mod tests {
 
     #[test]
     fn every_key_is_compared_and_explained_as_live_if_it_is() {
-        let keys = settings("").keys();
+        let all = settings("");
+        let mut keys = all.process.keys();
+        keys.extend(all.datapaths[0].keys());
         for (name, said) in explained().into_iter().filter(|(name, _)| *name != "takeover") {
             let key = keys.iter().find(|key| key.name == name);
             let key = key.unwrap_or_else(|| panic!("{name} is not compared"));

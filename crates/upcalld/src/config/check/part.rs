@@ -6,7 +6,7 @@ use serde::Deserialize as _;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer};
 
-use super::Mistake;
+use super::super::file::{Key, Mistake, Value};
 use crate::config::Config;
 
 /// The file we ship, in which every key is explained.
@@ -17,11 +17,10 @@ const SIMILAR_MIN: f64 = 0.7;
 /// As similar as that are names that are mistaken for each other although there are both.
 const SAME_MIN: f64 = 0.9;
 
-pub(super) type Key<'a> = Spanned<toml::de::DeString<'a>>;
-type Value<'a> = Spanned<DeValue<'a>>;
-
 /// A key with its value, as small as it can be read by itself.
 pub(super) struct Part<'a> {
+    /// The datapath, if it is in the table of one.
+    datapath: Option<&'a str>,
     /// The port, if it is in the table of one.
     port: Option<Key<'a>>,
     key: Key<'a>,
@@ -29,8 +28,13 @@ pub(super) struct Part<'a> {
 }
 
 /// The key with its value, or of tables of ports one for each key of these.
-pub(super) fn parts<'a>(key: &Key<'a>, value: &Value<'a>) -> Vec<Part<'a>> {
+pub(super) fn parts<'a>(
+    datapath: Option<&'a str>,
+    key: &Key<'a>,
+    value: &Value<'a>,
+) -> Vec<Part<'a>> {
     let part = |port: Option<&Key<'a>>, key: &Key<'a>, value: &Value<'a>| Part {
+        datapath,
         port: port.cloned(),
         key: key.clone(),
         value: value.clone(),
@@ -80,6 +84,12 @@ impl<'a> Part<'a> {
         Some(Mistake { at, text: format!("{name}: {message}; {remedy}") })
     }
 
+    /// A table beside it, as it is written.
+    fn table_name(&self, name: &str) -> String {
+        let datapath = self.datapath.map(|datapath| format!("datapath.{datapath}."));
+        format!("[{}{name}]", datapath.unwrap_or_default())
+    }
+
     fn name(&self) -> &str {
         self.key.get_ref()
     }
@@ -124,18 +134,24 @@ impl<'a> Part<'a> {
     fn unknown(&self, whole: &Range<usize>) -> String {
         let name = self.name();
         if self.port.is_some() && keys().any(|(key, _)| key == name) {
-            return format!("'{name}' is no key of a port; it belongs above the first [port.NAME]");
+            let port = self.table_name("port.NAME");
+            return format!("'{name}' is no key of a port; it belongs above the first {port}");
         }
         if self.port.is_none() && port_keys().any(|(key, _)| key == name) {
-            return format!("'{name}' is a key of a port; it belongs below a line [port.NAME]");
+            let port = self.table_name("port.NAME");
+            return format!("'{name}' is a key of a port; it belongs below a line {port}");
         }
         let similar = || self.similar(SIMILAR_MIN).first().copied();
         let meant = self.meant(whole, SIMILAR_MIN).or_else(similar);
         match (meant, self.value.get_ref()) {
             (Some(key), _) => format!("there is no key '{name}'; did you mean '{key}'?"),
-            (None, DeValue::Table(_)) => format!(
-                "there is no table [{name}]; but for [port.NAME] all keys stand above, in no table"
-            ),
+            (None, DeValue::Table(_)) => {
+                let table = self.table_name(name);
+                format!(
+                    "there is no table {table}; but for [port.NAME] and [datapath.NAME] all keys stand above, \
+                     in no table"
+                )
+            }
             _ => format!("there is no key '{name}'; config/upcalld.toml explains every key"),
         }
     }
