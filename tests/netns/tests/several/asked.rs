@@ -36,8 +36,8 @@ fn a_command_is_about_the_datapath_that_it_names() -> TestResult {
     several.pings(2, 3)?;
     let dumped = || several.ask(&["dpctl/dump-flows", "dp0"]);
     wait_until("a flow", SOON, || dumped().is_ok_and(|flows| flows.contains("in_port(1)")))?;
-    let named = || several.ask(&["dpctl/dump-flows", "--names", "dp1", "filter=in_port=p2"]);
-    wait_until("a flow", SOON, || named().is_ok_and(|flows| flows.contains("in_port(p2)")))?;
+    let by_name = || several.ask(&["dpctl/dump-flows", "--names", "dp1", "filter=in_port=p2"]);
+    wait_until("a flow", SOON, || by_name().is_ok_and(|flows| flows.contains("in_port(p2)")))?;
     // Of all commands, one flushes the flows.
     let listed = several.ask(&["list-commands"])?;
     let names = listed.lines().skip(1).filter_map(|line| line.split_whitespace().next());
