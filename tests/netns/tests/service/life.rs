@@ -17,9 +17,9 @@ pub(crate) const ROOMY: &str =
     "recv_buffer_bytes = 8388608\ninstall = 'exact'\nflow_idle = '10m'\n";
 const FLOWS_MAX: u32 = 4000;
 
-/// New flows for five times as long as a start takes here; all that comes meanwhile fits into a socket.
+/// New flows for five times as long as a start takes here, and 15 seconds at least; all that comes meanwhile fits into a socket.
 pub(crate) fn load(service: &Service) -> Result<Load> {
-    let seconds = 5 * service.started_in.as_secs().max(1) as u32;
+    let seconds = 5 * service.started_in.as_secs().max(3) as u32;
     let flows = (200 * seconds).min(FLOWS_MAX);
     let flows_per_second = (flows / seconds).max(1);
     let cpu = Some(last_cpu()?);
