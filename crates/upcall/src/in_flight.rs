@@ -3,7 +3,7 @@
 //! What a worker took out of a socket and had not answered when its process was killed is lost, and
 //! nobody else can know of it: the kernel counts it as delivered. So each worker keeps two counts in
 //! memory that outlives the process, like the sockets do: what it took, and what became of it. Beside them is
-//! what the process made of datapath and ports ([`made`](crate::made)).
+//! what the process made of datapath and ports (`made.rs`).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};

@@ -14,7 +14,7 @@ pub(super) struct Flooder {
     pub(super) admit_before: f64,
     /// Upcalls it would send up, a second.
     pub(super) arrivals: f64,
-    /// Time over which everything was refused and not yet told: see [`StormShield::account`].
+    /// Time over which everything was refused and not yet told: see `StormShield::account`.
     pub(super) owed_s: f64,
     /// Since when nothing of it had to be refused.
     pub(super) calm_since_us: Option<u64>,
