@@ -195,5 +195,8 @@ impl Prepared<'_> {
             }
         }
         dispatcher.settle_for(&delivery, specs_were).await;
+        drop(delivery);
+        // Sockets of ports that were tried are closed, and the handler knows that the ports are gone.
+        dispatcher.follow_ports().await;
     }
 }
