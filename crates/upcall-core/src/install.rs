@@ -4,10 +4,15 @@
 //! FLOW_PUT is not sent with the EXECUTE of the upcall that asked for it but at the end of a later
 //! *round*: one reading of the socket, as far as a batch goes. If that round brought no more upcalls
 //! of the flow, none was left when it was read, and the flow goes in. If it did, the install waits for
-//! the next round, up to a limit, so that an elephant is installed as well. While the socket has more
-//! than a round of datagrams queued, a round without the flow proves nothing: its next packet may be
-//! further back. Then the install waits until the socket was read empty, up to a larger limit. So it does
-//! while upcalls of the flow that were read wait for their turn, or are in another reader's hands.
+//! the next round, up to limits of upcalls and rounds, so that an elephant is installed as well. While the
+//! socket has more than a round of datagrams queued, a round without the flow proves nothing: its next packet
+//! may be further back. Then the install waits until the socket was read empty, up to a limit of time. So it
+//! does while upcalls of the flow that were read wait for their turn, or are in another reader's hands.
+//!
+//! Between the look that finds the socket empty and the flow's arrival in the kernel there is room for a
+//! packet that another CPU sends. So where more than one upcall came, which shows that somebody is sending,
+//! an install waits for a pause of its flow, or goes in right behind an upcall that came after one. An upcall
+//! that came alone waits for nobody.
 //!
 //! What still slips through, upcalls read after the FLOW_PUT was sent, is counted as stragglers.
 
@@ -20,11 +25,16 @@ use hashbrown::HashTable;
 pub struct InstallLimits {
     /// Installs that may wait; one more is given up, and the flow's next upcall asks again.
     pub pending_max: usize,
-    /// Rounds with an upcall of its flow that an install may be put off.
+    /// Upcalls of its flow that an install may be put off for: more than a burst has.
+    pub upcalls_max: u16,
+    /// Rounds with an upcall of its flow that it may be put off for: a reader that is faster than the sender
+    /// has rounds of one.
     pub rounds_max: u8,
-    /// Rounds an install may be put off because the socket could not be read empty. The default is
-    /// more than the default receive buffer holds.
-    pub backlog_rounds_max: u16,
+    /// How long it may be put off in any case, in microseconds: the socket may never be read empty.
+    pub wait_us_max: u64,
+    /// Time without an upcall of its flow for which an install waits while there is traffic
+    /// ([`Observed::busy`]), in microseconds: longer than a sender pauses within a burst.
+    pub pause_us: u64,
     /// Flows remembered after their installation was sent, to know stragglers.
     pub recent_max: usize,
     /// How long they are remembered, in microseconds: an upcall after that asks for an install again.
@@ -35,8 +45,10 @@ impl Default for InstallLimits {
     fn default() -> Self {
         Self {
             pending_max: 1024,
-            rounds_max: 4,
-            backlog_rounds_max: 128,
+            upcalls_max: 128,
+            rounds_max: 64,
+            wait_us_max: 50_000,
+            pause_us: 200,
             recent_max: 1024,
             recent_us: 100_000,
         }
@@ -65,11 +77,62 @@ struct Pending {
     /// The encoded message, as a range of `InstallPlan::bytes`.
     start: usize,
     end: usize,
-    /// Rounds it was put off, and of these those with an upcall of the flow.
-    rounds: u16,
-    touched_rounds: u8,
-    /// Was there an upcall of the flow in this round?
-    touched: bool,
+    /// Upcalls of the flow in this round, in all, and rounds with one of them.
+    now: u16,
+    upcalls: u16,
+    rounds: u8,
+    /// Was it put off?
+    put_off: bool,
+    /// Has it been seen with others, of this flow or of any?
+    busy: bool,
+    /// The end of the last round with an upcall of the flow.
+    touched_us: u64,
+    /// Did that come alone, behind a pause?
+    slow: bool,
+}
+
+impl Pending {
+    fn touch(&mut self) {
+        self.busy = true;
+        self.now = self.now.saturating_add(1);
+        self.upcalls = self.upcalls.saturating_add(1);
+    }
+
+    /// Ends a round. Is now a time when no packet of the flow is to be expected?
+    fn has_paused(&mut self, seen: Observed, pause_us: u64) -> bool {
+        let silent_us = seen.now_us.saturating_sub(self.touched_us);
+        let paused = silent_us >= pause_us;
+        self.busy |= seen.busy;
+        if self.now > 0 {
+            self.slow = self.now == 1 && self.put_off && paused;
+            self.touched_us = seen.now_us;
+            return false;
+        }
+        !self.busy || self.slow || paused
+    }
+
+    fn has_waited_enough(&self, now_us: u64, limits: &InstallLimits) -> bool {
+        self.upcalls >= limits.upcalls_max
+            || self.rounds >= limits.rounds_max
+            || now_us.saturating_sub(self.planned_us) >= limits.wait_us_max
+    }
+
+    fn put_off(&mut self) {
+        self.put_off = true;
+        self.rounds += u8::from(self.now > 0);
+        self.now = 0;
+    }
+}
+
+/// What a round has seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observed {
+    /// When it ended, in microseconds.
+    pub now_us: u64,
+    /// Was all that may hold packets of the flows read empty, and answered?
+    pub drained: bool,
+    /// Has more than one upcall come since there was nothing to do?
+    pub busy: bool,
 }
 
 /// How the installs of a round were settled.
@@ -129,7 +192,7 @@ impl InstallPlan {
     ) -> Result<Offer, E> {
         let pending = &mut self.pending;
         if let Some(&at) = self.index.find(flow, |&at| pending[at].flow == flow) {
-            pending[at].touched = true;
+            pending[at].touch();
             return Ok(Offer::Duplicate);
         }
         self.forget(now_us);
@@ -152,9 +215,13 @@ impl InstallPlan {
             planned_us: now_us,
             start,
             end,
+            now: 1,
+            upcalls: 1,
             rounds: 0,
-            touched_rounds: 0,
-            touched: true,
+            put_off: false,
+            busy: false,
+            touched_us: now_us,
+            slow: false,
         });
         let pending = &self.pending;
         self.index.insert_unique(flow, at, |&at| pending[at].flow);
@@ -172,17 +239,16 @@ impl InstallPlan {
     pub fn touch(&mut self, flow: u64) {
         let pending = &mut self.pending;
         if let Some(&at) = self.index.find(flow, |&at| pending[at].flow == flow) {
-            pending[at].touched = true;
+            pending[at].touch();
         }
     }
 
-    /// Ends a round, in which the socket was read empty or not: hands the message of every install that
-    /// is due to `send`, with the time it was planned at, in the order they were planned. `waits` tells
-    /// whether upcalls of a lane were read that are not answered; it is asked about those due alone.
+    /// Ends a round: hands the message of every install that is due to `send`, with the time it was planned
+    /// at, in the order they were planned. `waits` tells whether upcalls of a lane were read that are not
+    /// answered; it is asked about those due alone.
     pub fn end_round(
         &mut self,
-        now_us: u64,
-        drained: bool,
+        seen: Observed,
         waits: impl Fn(u64) -> bool,
         mut send: impl FnMut(&[u8], u64),
     ) -> RoundEnd {
@@ -196,20 +262,18 @@ impl InstallPlan {
         let mut pending = std::mem::take(&mut self.pending);
         pending.retain_mut(|install| {
             let message = &bytes[install.start..install.end];
-            let proven = drained && !install.touched && !waits(install.lane);
-            let forced = install.touched_rounds >= self.limits.rounds_max
-                || install.rounds >= self.limits.backlog_rounds_max;
+            let paused = install.has_paused(seen, self.limits.pause_us);
+            let proven = seen.drained && paused && !waits(install.lane);
+            let forced = install.has_waited_enough(seen.now_us, &self.limits);
             let due = proven || forced;
             if due {
                 end.sent += 1;
                 end.forced += u64::from(!proven);
                 send(message, install.planned_us);
-                self.remember(install.flow, now_us);
+                self.remember(install.flow, seen.now_us);
             } else {
-                end.deferred += u64::from(install.rounds > 0);
-                install.rounds += 1;
-                install.touched_rounds += u8::from(install.touched);
-                install.touched = false;
+                end.deferred += u64::from(install.put_off);
+                install.put_off();
                 install.start = self.spare.len();
                 self.spare.extend_from_slice(message);
                 install.end = self.spare.len();
@@ -283,13 +347,13 @@ mod tests {
     fn end_round_with(plan: &mut InstallPlan, now_us: u64, drained: bool) -> Vec<u64> {
         let mut sent = Vec::new();
         let note = |m: &[u8], _| sent.push(u64::from_ne_bytes(m.try_into().unwrap()));
-        plan.end_round(now_us, drained, |_| false, note);
+        plan.end_round(Observed { now_us, drained, busy: false }, |_| false, note);
         sent
     }
 
     #[test]
     fn a_round_that_left_packets_in_the_socket_proves_nothing() {
-        let limits = InstallLimits { backlog_rounds_max: 10, ..InstallLimits::default() };
+        let limits = InstallLimits { wait_us_max: 10, ..InstallLimits::default() };
         let mut plan = plan(limits);
         offer(&mut plan, 1, 0);
         for _ in 0..8 {
@@ -298,24 +362,25 @@ mod tests {
         assert_eq!(end_round(&mut plan, 0), [1]);
         offer(&mut plan, 2, 0);
         let waited =
-            (0..100).take_while(|_| end_round_with(&mut plan, 0, false).is_empty()).count();
+            (0..100).take_while(|now| end_round_with(&mut plan, *now, false).is_empty()).count();
         assert_eq!(waited, 10, "a backlog without an end does not hold an install for ever");
     }
 
     #[test]
     fn an_install_waits_while_upcalls_of_its_lane_do() {
-        let limits = InstallLimits { backlog_rounds_max: 10, ..InstallLimits::default() };
+        let limits = InstallLimits { wait_us_max: 10, ..InstallLimits::default() };
         let mut plan = plan(limits);
         (1..=2).for_each(|flow| assert_eq!(offer(&mut plan, flow, 0), Offer::Planned));
-        let mut round = || {
+        let mut round = |now_us| {
             let mut sent = Vec::new();
-            let end = plan.end_round(0, true, |lane| lane == 1, |m, _| sent.extend_from_slice(m));
+            let seen = Observed { now_us, drained: true, busy: false };
+            let end = plan.end_round(seen, |lane| lane == 1, |m, _| sent.extend_from_slice(m));
             (sent, end.forced)
         };
-        assert_eq!(round(), (vec![], 0));
-        assert_eq!(round(), (2u64.to_ne_bytes().to_vec(), 0), "the lane of the other is free");
-        let waited = (0..100).take_while(|_| round().0.is_empty()).count();
-        assert_eq!(waited, 8, "what waits for ever does not hold an install for ever");
+        assert_eq!(round(0), (vec![], 0));
+        assert_eq!(round(0), (2u64.to_ne_bytes().to_vec(), 0), "the lane of the other is free");
+        let waited = (0..100).take_while(|now| round(*now).0.is_empty()).count();
+        assert_eq!(waited, 10, "what waits for ever does not hold an install for ever");
     }
 
     #[test]
@@ -340,20 +405,67 @@ mod tests {
         assert_eq!(offer(&mut plan, 1, 0), Offer::Duplicate);
         assert_eq!(offer(&mut plan, 2, 0), Offer::Planned);
         assert_eq!(end_round(&mut plan, 0), [0u64; 0]);
-        assert_eq!(end_round(&mut plan, 0), [1, 2]);
+        assert_eq!(end_round(&mut plan, 200), [1, 2]);
         assert!(plan.is_empty());
     }
 
     #[test]
-    fn an_elephant_is_installed_at_the_limit_of_rounds() {
-        let mut plan = plan(InstallLimits { rounds_max: 3, ..InstallLimits::default() });
-        let mut rounds = 0;
+    fn a_flow_that_is_sending_is_installed_in_its_next_pause() {
+        let mut plan = plan(InstallLimits { pause_us: 50, ..InstallLimits::default() });
+        (1..=3).for_each(|flow| assert_eq!(offer(&mut plan, flow, 0), Offer::Planned));
+        plan.touch(1);
+        assert_eq!(end_round(&mut plan, 10), [0u64; 0]);
+        assert_eq!(offer(&mut plan, 2, 20), Offer::Duplicate);
+        assert_eq!(end_round(&mut plan, 20), [3], "one upcall is no reason to expect another");
+        assert_eq!(end_round(&mut plan, 59), [0u64; 0]);
+        assert_eq!(end_round(&mut plan, 60), [1]);
+        assert_eq!(end_round(&mut plan, 70), [2]);
+    }
+
+    #[test]
+    fn a_flow_of_packets_with_pauses_is_installed_right_behind_one() {
+        let mut plan = plan(InstallLimits { pause_us: 50, ..InstallLimits::default() });
         offer(&mut plan, 1, 0);
-        while end_round(&mut plan, 0).is_empty() {
-            offer(&mut plan, 1, 0);
-            rounds += 1;
+        let end = |plan: &mut InstallPlan, now_us| {
+            let seen = Observed { now_us, drained: true, busy: true };
+            plan.end_round(seen, |_| false, |_, _| ()).sent
+        };
+        assert_eq!(end(&mut plan, 10), 0);
+        plan.touch(1);
+        assert_eq!([end(&mut plan, 59), end(&mut plan, 60)], [0, 0], "too soon after the first");
+        (0..2).for_each(|_| plan.touch(1));
+        assert_eq!([end(&mut plan, 120), end(&mut plan, 121)], [0, 0], "a burst begins");
+        plan.touch(1);
+        assert_eq!([end(&mut plan, 170), end(&mut plan, 171)], [0, 1]);
+    }
+
+    #[test]
+    fn while_others_send_an_install_waits_for_a_pause_too() {
+        let mut plan = plan(InstallLimits { pause_us: 50, ..InstallLimits::default() });
+        offer(&mut plan, 1, 0);
+        let mut sent = 0;
+        let mut round = |now_us, busy| {
+            let seen = Observed { now_us, drained: true, busy };
+            plan.end_round(seen, |_| false, |_, _| sent += 1).sent
+        };
+        assert_eq!([round(0, true), round(49, false), round(50, false)], [0, 0, 1]);
+    }
+
+    #[test]
+    fn an_elephant_is_installed_at_the_limit_of_rounds_or_upcalls() {
+        let limits = InstallLimits { rounds_max: 3, upcalls_max: 100, ..InstallLimits::default() };
+        for (upcalls, expected) in [(1, 3), (40, 2)] {
+            let mut plan = plan(limits);
+            let mut rounds = 0;
+            loop {
+                (0..upcalls).for_each(|_| _ = offer(&mut plan, 1, 0));
+                if end_round(&mut plan, 0) == [1] {
+                    break;
+                }
+                rounds += 1;
+            }
+            assert_eq!(rounds, expected, "{upcalls} in a round");
         }
-        assert_eq!(rounds, 3);
     }
 
     #[test]
@@ -405,7 +517,7 @@ mod tests {
         ) {
             let limits = InstallLimits {
                 rounds_max: 3,
-                backlog_rounds_max: 9,
+                wait_us_max: 9_000,
                 recent_us: 0,
                 ..InstallLimits::default()
             };

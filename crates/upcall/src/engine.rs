@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use netlink_io::{Datagram, Socket};
-use upcall_core::{InstallLimits, Ledger, Police, PortTally, Sampler, Tick, Whereabouts, Work};
+use upcall_core::{
+    InstallLimits, Ledger, Observed, Police, PortTally, Sampler, Tick, Whereabouts, Work,
+};
 
 pub(crate) use self::hopping::Hopping;
 use self::intake::Reading;
@@ -112,12 +114,21 @@ pub(crate) struct Source {
     /// Its last upcall came alone, and its flow is to be installed. Then the next one is answered before
     /// the look that finds no other: that look is the one which contract O3 asks for, too.
     alone: bool,
+    /// Datagrams since there was nothing to do.
+    since_rest: usize,
 }
 
 impl Source {
     pub(crate) fn new(entry: Arc<Registered>, limits: InstallLimits) -> Self {
-        let plan = Plan::new(limits);
-        Self { entry, plan, spread: false, handed_out: false, unread_since_us: None, alone: false }
+        Self {
+            entry,
+            plan: Plan::new(limits),
+            spread: false,
+            handed_out: false,
+            unread_since_us: None,
+            alone: false,
+            since_rest: 0,
+        }
     }
 
     /// A wake-up told, at this time, that there is something to read.
@@ -139,6 +150,9 @@ impl Source {
             1 => waits && round.drained && !self.alone,
             _ => false,
         };
+        if round.drained && !waits {
+            self.since_rest = 0;
+        }
     }
 
     /// Does no install wait for a further look into the socket?
@@ -215,10 +229,11 @@ impl Engine {
         let unread_since_us = source.unread_since_us.take();
         let max = source.round_max();
         let read = self.read(source, max, tally, recv);
+        let received = read.as_ref().map_or(0, |read| read.received);
+        source.since_rest += received;
         let drained = matches!(read, Ok(Round { drained: true, .. }));
         self.end_round(source, drained);
         source.entry.state.answer_all();
-        let received = read.as_ref().map_or(0, |read| read.received);
         if let Some(since_us) = unread_since_us.filter(|_| received > 0) {
             let known_us = self.now_us.saturating_sub(since_us);
             self.ledger.latency.queued_socket.record(known_us * 1_000);
@@ -298,7 +313,12 @@ impl Engine {
         source.handed_out &= self.shared.lanes.any_queued();
         let answered = drained && !source.handed_out;
         let waits = |lane| self.shared.waits(lane, source.entry.id, self.tick);
-        source.plan.send_due((self.now_us, answered), waits, &self.ledger, &mut self.batch);
+        if !source.plan.is_empty() {
+            // A round may take longer than the pause that an install waits for.
+            let now_us = self.shared.now_us();
+            let seen = Observed { now_us, drained: answered, busy: source.since_rest > 1 };
+            source.plan.send_due(seen, waits, &self.ledger, &mut self.batch);
+        }
         self.flush();
     }
 
@@ -363,7 +383,8 @@ impl Engine {
             let answered = !shared.lanes.any_queued() && shared.sources.all_answered();
             // Of a lane that is detained, nothing is at work.
             let waits = |lane| shared.lanes.whereabouts(lane, self.tick) == Whereabouts::Waiting;
-            self.wide.send_due((self.now_us, answered), waits, &self.ledger, &mut self.batch);
+            let seen = Observed { now_us: shared.now_us(), drained: answered, busy: true };
+            self.wide.send_due(seen, waits, &self.ledger, &mut self.batch);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 
-use upcall_core::{Claim, Class, Gather, Late, Placed, Tick, Ticket, Whereabouts};
+use upcall_core::{Claim, Class, Gather, Late, Observed, Placed, Tick, Ticket, Whereabouts};
 
 use crate::host::{Host, Packet, SOCKETS, hash, id, packet_of};
 use crate::steps::Answer;
@@ -202,7 +202,8 @@ impl Host {
             }
             Whereabouts::Unknown => false,
         };
-        plan.end_round(self.now_us.get(), answered, waits, |message, _| due.push(message[0]));
+        let seen = Observed { now_us: self.now_us.get(), drained: answered, busy: true };
+        plan.end_round(seen, waits, |message, _| due.push(message[0]));
         sockets[at].plan = plan;
         sockets[at].state.answer_all();
         sockets[at].in_round = false;
@@ -231,7 +232,8 @@ impl Host {
         let mut plan = std::mem::replace(&mut self.wide[who], crate::host::plan());
         let mut due = Vec::new();
         let waits = |flow| self.whereabouts(flow) == Whereabouts::Waiting;
-        plan.end_round(self.now_us.get(), answered, waits, |message, _| due.push(message[0]));
+        let seen = Observed { now_us: self.now_us.get(), drained: answered, busy: true };
+        plan.end_round(seen, waits, |message, _| due.push(message[0]));
         self.wide[who] = plan;
         self.put(&due);
     }

@@ -100,9 +100,12 @@ pub(crate) fn packet_of(message: &[u8]) -> Packet {
 /// No install is forced: what was promised holds without a limit.
 pub(crate) fn plan() -> InstallPlan {
     InstallPlan::new(InstallLimits {
+        upcalls_max: u16::MAX,
         rounds_max: u8::MAX,
-        backlog_rounds_max: u16::MAX,
+        wait_us_max: u64::MAX,
         recent_us: 100,
+        // A step takes a microsecond.
+        pause_us: 3,
         ..InstallLimits::default()
     })
 }

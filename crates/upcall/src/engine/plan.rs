@@ -8,7 +8,7 @@ use ovs_wire::flow::Flow;
 use ovs_wire::key::FlowKey;
 use ovs_wire::mask::MatchFields;
 use ovs_wire::nl::NlMsgs;
-use upcall_core::{InstallLimits, InstallPlan, Ledger, Offer};
+use upcall_core::{InstallLimits, InstallPlan, Ledger, Observed, Offer};
 
 use crate::batch::Batch;
 use crate::shared::Shared;
@@ -102,16 +102,16 @@ impl Plan {
         Ok(offer)
     }
 
-    /// Ends a round, in which all that may hold the plan's packets was answered or not: appends the
-    /// installs that are due to the batch. `waits` as for [`InstallPlan::end_round`].
+    /// Ends a round: appends the installs that are due to the batch. `waits` as for
+    /// [`InstallPlan::end_round`].
     pub(super) fn send_due(
         &mut self,
-        (now_us, answered): (u64, bool),
+        seen: Observed,
         waits: impl Fn(u64) -> bool,
         ledger: &Ledger,
         batch: &mut Batch,
     ) {
-        let end = self.installs.end_round(now_us, answered, waits, |message, planned_us| {
+        let end = self.installs.end_round(seen, waits, |message, planned_us| {
             batch.put(ledger, message, planned_us);
         });
         ledger.install_deferrals.add(end.deferred);

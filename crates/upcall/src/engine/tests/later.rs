@@ -225,6 +225,7 @@ fn an_install_waits_while_the_handler_has_a_packet_of_its_flow() {
     (0..10).for_each(|_| assert!(!late.bench.engine.help()));
     assert_eq!((late.seen(), late.ledger().flows_put), (vec![100, 101], 0));
     answer(&mut late);
+    pause();
     late.bench.engine.help();
     assert_eq!((late.ledger().executed, late.ledger().flows_put), (2, 1));
 }

@@ -60,6 +60,7 @@ fn the_handler_is_asked_once_while_the_install_is_on_its_way() {
         assert_eq!(asked.round(&[upcall(80), other_source(81), other_source(82)]), [81]);
         assert_eq!(asked.counted(), (23, 21, 21), "{install:?}");
         assert_eq!(asked.bench.ledger.flows_put.get(), 0, "the burst goes on: it is put off");
+        pause();
         asked.round(&[]);
         assert_eq!(asked.bench.ledger.flows_put.get(), 2);
         assert_eq!(asked.round(&[upcall(83)]), [83], "the install is with the kernel");
@@ -111,6 +112,7 @@ fn an_install_waits_for_what_its_socket_has_handed_out() {
     assert_eq!(asked.round(&[upcall(60)]), [60]);
     asked.bench.source.spread = true;
     assert_eq!(asked.round(&[other_source(61)]), [61]);
+    pause();
     assert_eq!(asked.bench.ledger.snapshot().flows_put, 0);
     asked.round(&[]);
     assert_eq!(asked.bench.ledger.snapshot().flows_put, 2);
