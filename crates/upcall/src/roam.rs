@@ -78,9 +78,12 @@ impl Roam {
         if is.away == away || is.room.near == is.room.far {
             return false;
         }
-        let cpus = if away { &is.room.far } else { &is.room.near };
-        let moved = cpu::set_affinity(None, cpus);
-        let cpus = cpu::list_text(cpus);
+        let Room { near, far } = &is.room;
+        // Not the CPU it leaves: a running thread stays where it may until the scheduler finds it.
+        let elsewhere = far.iter().filter(|cpu| !near.contains(cpu)).copied().collect();
+        let cpus = if away { elsewhere } else { near.clone() };
+        let moved = cpu::set_affinity(None, &cpus);
+        let cpus = cpu::list_text(&cpus);
         tracing::debug!(away, cpus, ?moved, "a worker goes where it can run");
         is.away = away && moved.is_ok();
         moved.is_ok()
@@ -232,7 +235,8 @@ mod tests {
                 let left = own.be_away(true);
                 assert_eq!(left, room.near != room.far);
                 assert!(!own.be_away(true), "it is away, or may not be");
-                assert_eq!(cpu::usable().unwrap(), room.far);
+                let there = if left { &room.far[1..] } else { &room.far };
+                assert_eq!(cpu::usable().unwrap(), there);
                 assert_eq!(own.belongs_to(thread).unwrap(), room.near);
                 assert_eq!(own.be_away(false), left);
                 assert_eq!(cpu::usable().unwrap(), room.near);
