@@ -11,11 +11,13 @@ mod text;
 use crate::cmd::say;
 use crate::guest::{self, Guest, Shape};
 use crate::kernels::{Kernel, Origin};
+use crate::libtest::{Case, Outcome};
 use crate::lines::Lines;
 use crate::qemu::Accel;
 use crate::{build, debian, setup, vm};
 use anyhow::{Context, Result, ensure};
 use catalogue::Clock;
+use gate::Judged;
 use guest_init::protocol::{Frame, Job};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -35,18 +37,24 @@ Examples:
   cargo xtask bench --micro
       the parts of an upcall's way at native speed, without a kernel of their own
   cargo xtask bench --gate
-      for CI: fails when upcalld needs over 3 % more instructions than tests/bench/baseline.json says
+      fails when upcalld needs over 3 % more instructions than tests/bench/baseline.json says; `cargo xtask
+      test` does so too
   cargo xtask bench --store
       makes that file anew, after a change that is worth it
 
 Exit status: 0 all figures are as they must be, 1 one is not, or something failed.";
+
+/// The kernel that is measured on unless another is named.
+pub(crate) const KERNEL: &str = "6.12";
+/// Of a machine that measures.
+const TIMEOUT: Duration = Duration::from_mins(30);
 
 /// `cargo xtask bench`
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = HELP)]
 pub(crate) struct Args {
     /// Kernel line: 6.1, 6.12 or 7
-    #[arg(long, value_name = "VERSION", default_value = "6.12")]
+    #[arg(long, value_name = "VERSION", default_value = KERNEL)]
     kernel: String,
     #[command(flatten)]
     origin: Origin,
@@ -75,8 +83,22 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["only", "clock", "gate"])]
     store: bool,
     /// Stop a machine after this time
-    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value_t = TIMEOUT.into())]
+    timeout: humantime::Duration,
+}
+
+/// What all machines of a run have in common.
+#[derive(Debug, Clone, Copy)]
+struct Run<'a> {
+    origin: &'a Origin,
+    repeat: u32,
     timeout: Duration,
+}
+
+impl Args {
+    fn run(&self) -> Run<'_> {
+        Run { origin: &self.origin, repeat: self.repeat, timeout: self.timeout.into() }
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<i32> {
@@ -90,10 +112,9 @@ pub(crate) fn run(args: &Args) -> Result<i32> {
         return gate(args, kernel);
     }
     let mut heard = Heard::default();
-    for clock in [Clock::Instructions, Clock::Parallel] {
-        let measures = catalogue::measures(clock, &args.only);
-        if !measures.is_empty() && args.clock.is_none_or(|wanted| wanted == clock) {
-            heard.add(args, kernel, clock, &measures, &summary::CONTESTANTS)?;
+    for clock in Clock::ALL.into_iter().filter(|clock| args.clock.is_none_or(|c| c == *clock)) {
+        for (shape, measures) in machines(clock, &args.only, args.timeout.into()) {
+            heard.add(args.run(), kernel, shape, &measures, &summary::CONTESTANTS)?;
         }
     }
     let rows = summary::rows(&heard.samples);
@@ -116,18 +137,42 @@ pub(crate) fn run(args: &Args) -> Result<i32> {
 
 /// upcalld alone, once: instruction counts repeat.
 fn gate(args: &Args, kernel: &Kernel) -> Result<i32> {
-    let clock = Clock::Instructions;
-    let mut heard = Heard::default();
-    let once = Args { repeat: 1, ..args.clone() };
-    let measures = catalogue::gate_measures();
-    heard.add(&once, kernel, clock, &measures, &summary::CONTESTANTS[..1])?;
-    let rows = summary::rows(&heard.samples);
+    let rows = gate_rows(Run { repeat: 1, ..args.run() }, kernel)?;
     if args.store {
         gate::store(&kernel.name, &rows)?;
     }
-    let (text, well) = gate::compare(&kernel.name, &rows)?;
-    print!("{text}");
-    Ok(i32::from(!well))
+    let judged = gate::compare(&kernel.name, &rows)?;
+    for figure in &judged {
+        println!("{figure}");
+    }
+    println!("tolerance {:.0} %", gate::TOLERANCE * 100.0);
+    Ok(i32::from(!judged.iter().all(Judged::is_well)))
+}
+
+fn gate_rows(run: Run<'_>, kernel: &Kernel) -> Result<Vec<summary::Row>> {
+    let mut heard = Heard::default();
+    let measures = catalogue::gate_measures();
+    let shape = shape(Clock::Instructions, run.timeout);
+    heard.add(run, kernel, shape, &measures, &summary::CONTESTANTS[..1])?;
+    Ok(summary::rows(&heard.samples))
+}
+
+/// The gate as tests, one for each figure.
+pub(crate) fn gate_cases(origin: &Origin) -> Result<Vec<Case>> {
+    setup::for_guests()?;
+    let kernel = vm::chosen(KERNEL, origin)?.pop().context("no kernel")?;
+    let run = Run { origin, repeat: 1, timeout: TIMEOUT };
+    let judged = gate::compare(&kernel.name, &gate_rows(run, &kernel)?)?;
+    let case = |figure: &Judged| {
+        say!("{figure}");
+        let outcome = if figure.is_well() {
+            Outcome::Passed
+        } else {
+            Outcome::Failed(format!("{figure}, tolerance {:.0} %", gate::TOLERANCE * 100.0))
+        };
+        Case { name: format!("gate::{}", figure.name), outcome }
+    };
+    Ok(judged.iter().map(case).collect())
 }
 
 /// What the guests have said.
@@ -138,18 +183,17 @@ struct Heard {
 }
 
 impl Heard {
-    /// Boots a machine for a clock and measures in it.
+    /// Boots a machine and measures in it.
     fn add(
         &mut self,
-        args: &Args,
+        run: Run<'_>,
         kernel: &Kernel,
-        clock: Clock,
+        shape: Shape,
         measures: &[&str],
         contestants: &[&str],
     ) -> Result<()> {
-        let shape = shape(clock, args.timeout);
         say!("booting {} ({:?}, {} CPUs)", kernel.release, shape.accel, shape.smp);
-        let repeat = args.repeat.to_string();
+        let repeat = run.repeat.to_string();
         let (measures, contestants) = (measures.join(","), contestants.join(","));
         let words = [
             "/bin/bench-guest",
@@ -165,7 +209,7 @@ impl Heard {
             env: guest::environment(None),
             limit_s: 0,
         };
-        let debian = Some(debian::peer(&kernel.name).archive(&args.origin)?);
+        let debian = Some(debian::peer(&kernel.name).archive(run.origin)?);
         let guest = Guest { kernel, shape, files: programs()?, debian, jobs: vec![job] };
         let mut lines = Lines::default();
         let mut said = Vec::new();
@@ -192,12 +236,29 @@ impl Heard {
     }
 }
 
+/// The machines for the measures of a clock that `only` names, and what is measured in each.
+fn machines(clock: Clock, only: &[String], limit: Duration) -> Vec<(Shape, Vec<&'static str>)> {
+    let measures = catalogue::measures(clock, only);
+    if clock != Clock::Sizes {
+        return if measures.is_empty() {
+            Vec::new()
+        } else {
+            vec![(shape(clock, limit), measures)]
+        };
+    }
+    // The number of CPUs is the end of the measure's name.
+    let cpus = |name: &str| name.rsplit('-').next().and_then(|cpus| cpus.parse().ok());
+    let machine = |name| Some((Shape { smp: cpus(name)?, ..shape(clock, limit) }, vec![name]));
+    measures.into_iter().filter_map(machine).collect()
+}
+
 /// Mitigations and the split of page tables are off in both: what they cost is the processor's doing,
 /// and under emulation no measure of it.
 fn shape(clock: Clock, limit: Duration) -> Shape {
     let (accel, smp) = match clock {
         Clock::Instructions => (Accel::Instructions, 1),
         Clock::Parallel => (Accel::TcgPinned, host_cpus().clamp(2, 4)),
+        Clock::Sizes => (Accel::TcgSingle, 1),
     };
     Shape { smp, memory_mb: 1024, accel, limit, append: "mitigations=off nopti".to_owned() }
 }

@@ -10,7 +10,7 @@ use crate::lines::Lines;
 use crate::report::{self, Stage};
 use crate::turns::in_turns;
 use crate::vm::MachineArgs;
-use crate::{build, fuzz, host, models, setup};
+use crate::{bench, build, fuzz, host, models, setup};
 use anyhow::{Context, Result};
 use groups::Group;
 use guest_init::protocol::{Frame, Job};
@@ -74,6 +74,9 @@ pub(crate) fn run(args: &Args) -> Result<i32> {
     if args.kernel != "none" || args.origin.kernel_dir.is_some() {
         real_kernels(args, &mut stages);
     }
+    if args.filter.is_none() && !args.only_kernels && gate_kernel_is_wanted(args) {
+        stages.push(stage("gate", || bench::gate_cases(&args.origin)));
+    }
     if let Some(file) = &args.junit {
         std::fs::write(file, report::junit(&stages))
             .with_context(|| format!("cannot write {}", file.display()))?;
@@ -86,6 +89,12 @@ pub(crate) fn run(args: &Args) -> Result<i32> {
     println!("{total}");
     let nothing_ran = total.passed + total.failed == 0 && args.filter.is_none();
     Ok(i32::from(total.failed > 0 || nothing_ran || (args.require && skips > 0)))
+}
+
+/// The gate's figures are of one kernel, and not of one's own.
+fn gate_kernel_is_wanted(args: &Args) -> bool {
+    let wanted = kernels::parse_lines(&args.kernel).unwrap_or_default();
+    args.origin.kernel_dir.is_none() && wanted.iter().any(|line| line.to_string() == bench::KERNEL)
 }
 
 /// An error is a failed test of its own: the other stages still run, and the sum still comes.

@@ -9,6 +9,12 @@ pub(crate) enum Clock {
     Instructions,
     /// A thread of the host for each CPU: only ratios within a repetition mean something
     Parallel,
+    /// Machines of 1 to 64 CPUs, all on one thread of the host, in turn
+    Sizes,
+}
+
+impl Clock {
+    pub(crate) const ALL: [Self; 3] = [Self::Instructions, Self::Parallel, Self::Sizes];
 }
 
 /// How a figure is written, and which direction is better.
@@ -20,6 +26,8 @@ pub(crate) enum Unit {
     PerUpcall,
     /// Of all packets. Less is better.
     Percent,
+    /// Milliseconds. Less is better.
+    Milliseconds,
     /// Mebibytes. Less is better.
     Mebibytes,
     /// A number of things. Less is better.
@@ -38,6 +46,7 @@ impl Unit {
             Self::Instructions => "k instr",
             Self::PerUpcall => "/upcall",
             Self::Percent => "%",
+            Self::Milliseconds => "ms",
             Self::Mebibytes => "MiB",
             Self::Count => "",
             Self::Times => "times",
@@ -53,7 +62,7 @@ impl Unit {
             Self::PerUpcall | Self::Share => format!("{value:.3}"),
             Self::Percent | Self::Times => format!("{value:.2}"),
             Self::Mebibytes => format!("{value:.1}"),
-            Self::Count | Self::PerSecond => format!("{value:.0}"),
+            Self::Count | Self::PerSecond | Self::Milliseconds => format!("{value:.0}"),
         }
     }
 
@@ -121,7 +130,7 @@ pub(crate) fn gate_measures() -> Vec<&'static str> {
 
 /// All names, for the command line.
 pub(crate) fn names() -> Vec<&'static str> {
-    [Clock::Instructions, Clock::Parallel].iter().flat_map(|clock| measures(*clock, &[])).collect()
+    Clock::ALL.iter().flat_map(|clock| measures(*clock, &[])).collect()
 }
 
 #[cfg(test)]

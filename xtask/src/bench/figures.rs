@@ -37,6 +37,15 @@ const fn in_parallel(
     Figure { clock: Clock::Parallel, ..figure }
 }
 
+const fn by_size(
+    measure: &'static str,
+    key: &'static str,
+    title: &'static str,
+    unit: Unit,
+) -> Figure {
+    Figure { clock: Clock::Sizes, ..by_instructions(measure, key, title, unit, NONE) }
+}
+
 impl Figure {
     const fn gated(self) -> Self {
         Self { gate: true, ..self }
@@ -128,10 +137,53 @@ pub(crate) const FIGURES: &[Figure] = &[
         to_peer(1.0),
     ),
     by_instructions(
+        "memory-1000-ports",
+        "resident_mb",
+        "resident memory, 1,000 ports",
+        Unit::Mebibytes,
+        to_peer(1.0),
+    ),
+    by_instructions("memory-1000-ports", "sockets", "sockets, 1,000 ports", Unit::Count, NONE),
+    by_instructions(
         "memory-flows",
         "resident_mb",
         "resident memory, 100,000 flows",
         Unit::Mebibytes,
+        to_peer(1.0),
+    ),
+    by_instructions(
+        "flow-life",
+        "flows",
+        "198,000 flows of a switch, of which held",
+        Unit::Count,
+        NONE,
+    ),
+    by_instructions(
+        "flow-life",
+        "rest_percent",
+        "of one CPU while they rest",
+        Unit::Percent,
+        to_peer(1.0),
+    ),
+    by_instructions(
+        "flow-life",
+        "shown_ns",
+        "dpctl/dump-flows, time per flow",
+        Unit::Instructions,
+        to_peer(1.0),
+    ),
+    by_instructions(
+        "flow-life",
+        "moved_ns",
+        "a station moves: time until its flows are right",
+        Unit::Instructions,
+        to_peer(1.0),
+    ),
+    by_instructions(
+        "flow-life",
+        "idled_cpu_ns",
+        "CPU per flow until all have idled out",
+        Unit::Instructions,
         to_peer(1.0),
     ),
     in_parallel(
@@ -211,4 +263,16 @@ pub(crate) const FIGURES: &[Figure] = &[
         Unit::Times,
         value(10.0),
     ),
+    by_size("start-up-1", "start_ms", "1 CPU: time until it serves", Unit::Milliseconds),
+    by_size("start-up-1", "sockets", "1 CPU: sockets", Unit::Count),
+    by_size("start-up-1", "resident_mb", "1 CPU: resident memory", Unit::Mebibytes),
+    by_size("start-up-4", "start_ms", "4 CPUs: time until it serves", Unit::Milliseconds),
+    by_size("start-up-4", "sockets", "4 CPUs: sockets", Unit::Count),
+    by_size("start-up-4", "resident_mb", "4 CPUs: resident memory", Unit::Mebibytes),
+    by_size("start-up-16", "start_ms", "16 CPUs: time until it serves", Unit::Milliseconds),
+    by_size("start-up-16", "sockets", "16 CPUs: sockets", Unit::Count),
+    by_size("start-up-16", "resident_mb", "16 CPUs: resident memory", Unit::Mebibytes),
+    by_size("start-up-64", "start_ms", "64 CPUs: time until it serves", Unit::Milliseconds),
+    by_size("start-up-64", "sockets", "64 CPUs: sockets", Unit::Count),
+    by_size("start-up-64", "resident_mb", "64 CPUs: resident memory", Unit::Mebibytes),
 ];

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use ovs_datapath::Control;
 use ovs_wire::datapath::DatapathStats;
 use upcall_testkit::topology::HOST_LINK;
-use upcall_testkit::{Frame, Hosts, RawSocket, wait_until};
+use upcall_testkit::{Frame, Hosts, RawSocket, Veth, wait_until};
 
 use crate::contestant::{Contestant, Install, Running};
 use crate::usage::Usage;
@@ -30,8 +30,19 @@ pub(crate) struct Bed {
 
 impl Bed {
     pub(crate) fn new(contestant: Contestant, install: Install, hosts: usize) -> Result<Self> {
+        Self::with_ports(contestant, install, hosts, 0)
+    }
+
+    /// With so many ports beside those of the hosts.
+    pub(crate) fn with_ports(
+        contestant: Contestant,
+        install: Install,
+        hosts: usize,
+        more: usize,
+    ) -> Result<Self> {
         let hosts = Hosts::new(hosts)?;
-        let running = contestant.start(&hosts, install)?;
+        let more = add_ports(&hosts, more)?;
+        let running = contestant.start(&hosts, &more, install)?;
         let links = hosts.iter().map(|host| RawSocket::sender(&host.ns, HOST_LINK));
         let links = links.collect::<Result<_, _>>()?;
         Ok(Self { hosts, running, links })
@@ -69,6 +80,20 @@ impl Bed {
     pub(crate) fn stop(self) -> Result<()> {
         self.running.stop()
     }
+}
+
+/// Devices in the namespace of the switch, each with another end there.
+fn add_ports(hosts: &Hosts, count: usize) -> Result<Vec<String>> {
+    let names: Vec<_> =
+        (0..count).map(|number| (format!("x{number}"), format!("y{number}"))).collect();
+    hosts.switch.links(async |links| {
+        for (port, end) in &names {
+            links.add_veth(&Veth::new(port, end)).await?;
+            links.up(port).await?;
+        }
+        Ok(())
+    })?;
+    Ok(names.into_iter().map(|(port, _)| port).collect())
 }
 
 /// A UDP frame from `host` to an address that no stack answers for: it is counted and thrown away.

@@ -1,6 +1,7 @@
 //! Load: upcalls a second, what is left of them under overload, and a quiet port beside a flood.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -16,11 +17,13 @@ use crate::order::stamped;
 
 /// How long a rate is offered.
 const STEP: Duration = Duration::from_millis(400);
-/// Frames that are sent without a look at the clock.
-const CLUMP: u32 = 16;
-/// First rate of each sender, a second, and by how much the next one is higher.
+/// Frames that are sent at once.
+const CLUMP: usize = 16;
+/// First rate of each sender, a second; by how much the next one is higher; and the rates that are tried
+/// around the best of these.
 const FIRST_RATE: u64 = 2000;
 const NEXT_RATE: (u64, u64) = (3, 2);
+const CLOSER: [(u64, u64); 4] = [(4, 5), (9, 10), (10, 9), (5, 4)];
 /// Steps at most: beyond any contestant's rate.
 const STEPS_MAX: usize = 16;
 /// Overload, as a multiple of the best rate.
@@ -33,60 +36,85 @@ const OVERLOADED_WITHIN: Duration = Duration::from_secs(10);
 /// What is queued is handled or lost by then.
 const SETTLE: Duration = Duration::from_millis(500);
 
+/// What was sent and what arrived, a second.
+#[derive(Debug, Clone, Copy, Default)]
+struct Offer {
+    asked: u64,
+    sent: u64,
+    arrived: u64,
+}
+
+impl Offer {
+    fn or_more(self, other: Self) -> Self {
+        if other.arrived > self.arrived { other } else { self }
+    }
+}
+
 /// Upcalls answered a second while a sender on each of `cpus` offers more and more, the best of them;
 /// and what is left of it when three times as much is offered.
 pub(crate) fn rates(contestant: Contestant, cpus: usize) -> Result<Value> {
     let senders = cpus.min(std::thread::available_parallelism()?.get());
     let bed = Bed::new(contestant, Install::Never, 2 * senders)?;
-    let (mut best, mut offered) = (0, FIRST_RATE);
+    let mut best = Offer::default();
+    let mut asked = FIRST_RATE * senders as u64;
     for _ in 0..STEPS_MAX {
-        let got = offer(&bed, senders, offered)?;
-        best = best.max(got);
+        let done = offer(&bed, senders, asked)?;
+        best = best.or_more(done);
         // Beyond the overload that is measured last: it will not get better.
-        if got * OVERLOAD < offered * senders as u64 {
+        if done.arrived * OVERLOAD < asked {
             break;
         }
-        offered = offered * NEXT_RATE.0 / NEXT_RATE.1;
+        asked = asked * NEXT_RATE.0 / NEXT_RATE.1;
     }
-    let left = offer(&bed, senders, best * OVERLOAD / senders as u64)?;
+    let around = best.asked;
+    for (times, part) in CLOSER {
+        best = best.or_more(offer(&bed, senders, around * times / part)?);
+    }
+    let left = offer(&bed, senders, best.arrived * OVERLOAD)?;
     bed.stop()?;
-    Ok(json!({ "best_per_s": best, "overload_share": per(left, best) }))
+    Ok(json!({
+        "best_per_s": best.arrived,
+        "best_sent_per_s": best.sent,
+        "overload_share": per(left.arrived, best.arrived),
+        "overload_sent": per(left.sent, best.arrived),
+    }))
 }
 
-/// Offers `rate` packets a second from each of `senders` CPUs; gives what arrives a second.
-fn offer(bed: &Bed, senders: usize, rate: u64) -> Result<u64> {
+/// Offers `asked` packets a second from `senders` CPUs together.
+fn offer(bed: &Bed, senders: usize, asked: u64) -> Result<Offer> {
     let count = || -> Result<u64> { (0..senders).map(|pair| bed.arrived(2 * pair + 1)).sum() };
     let before = count()?;
     let begun = Instant::now();
-    std::thread::scope(|scope| {
-        let work = |sender: usize| move || send_at(bed, sender, rate);
+    let sent: u64 = std::thread::scope(|scope| {
+        let work = |sender: usize| move || send_at(bed, sender, asked / senders as u64);
         let threads: Vec<_> = (0..senders).map(|sender| scope.spawn(work(sender))).collect();
-        threads
-            .into_iter()
-            .try_for_each(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        let join = |thread: ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).sum::<Result<u64>>()
     })?;
-    let (took, arrived) = (begun.elapsed(), count()? - before);
+    let (took_ms, arrived) = (begun.elapsed().as_millis().max(1) as u64, count()? - before);
     // What is queued still does not count, and must not disturb the next step.
     std::thread::sleep(SETTLE);
-    Ok(arrived * 1000 / took.as_millis().max(1) as u64)
+    Ok(Offer { asked, sent: sent * 1000 / took_ms, arrived: arrived * 1000 / took_ms })
 }
 
-/// Sends frames of ever new flows from host `2 * sender` on CPU `sender`.
-fn send_at(bed: &Bed, sender: usize, rate: u64) -> Result<()> {
+/// Sends frames of ever new flows from host `2 * sender` on CPU `sender`; gives how many.
+fn send_at(bed: &Bed, sender: usize, rate: u64) -> Result<u64> {
     cpu::pin_to(sender)?;
-    let mut frame = bed::frame(2 * sender)?;
+    let mut clump = vec![bed::frame(2 * sender)?; CLUMP];
     let begun = Instant::now();
     let mut sent = 0;
     while begun.elapsed() < STEP {
-        let due = begun + Duration::from_nanos(u64::from(sent) * 1_000_000_000 / rate);
+        let due = begun + Duration::from_nanos(sent * 1_000_000_000 / rate);
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        for _ in 0..CLUMP {
-            set_flow(&mut frame, sent);
-            bed.links[2 * sender].send(&frame)?;
+        for frame in &mut clump {
+            set_flow(frame, sent as u32);
             sent += 1;
         }
+        bed.links[2 * sender].send_all(&clump)?;
     }
-    Ok(())
+    Ok(sent)
 }
 
 /// New flows at a modest rate from one port, while another port on the same CPU sends all it can.

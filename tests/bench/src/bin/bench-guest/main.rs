@@ -3,6 +3,7 @@
 
 mod bed;
 mod contestant;
+mod flow_life;
 mod generator;
 mod load;
 mod measure;
@@ -38,7 +39,7 @@ fn main() -> Result<()> {
     println!("{}", json!({ "about": about }));
     for measure in &args.measure {
         for repetition in 0..args.repeat {
-            for contestant in &args.contestant {
+            for contestant in args.contestant.iter().filter(|who| measure.is_of(**who)) {
                 let line = json!({
                     "measure": measure.name(),
                     "contestant": contestant.name(),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::bed::{self, Bed};
 use crate::contestant::{Contestant, Install};
 use crate::generator::{Bursts, Ends, giving_way};
-use crate::{load, memory, order};
+use crate::{flow_life, load, memory, order};
 
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -28,8 +28,25 @@ pub(crate) enum Measure {
     /// Resident memory and sockets with 200 ports
     #[value(name = "memory-200-ports")]
     Memory200Ports,
+    /// Resident memory and sockets with 1,000 ports
+    #[value(name = "memory-1000-ports")]
+    Memory1000Ports,
     /// Resident memory with 100,000 flows
     MemoryFlows,
+    /// 198,000 flows at rest, shown, set right and idled out
+    FlowLife,
+    /// Time until it serves, sockets and memory, on one CPU
+    #[value(name = "start-up-1")]
+    StartUp1,
+    /// On four
+    #[value(name = "start-up-4")]
+    StartUp4,
+    /// On 16
+    #[value(name = "start-up-16")]
+    StartUp16,
+    /// On 64
+    #[value(name = "start-up-64")]
+    StartUp64,
     /// Upcalls a second from one CPU, best and at 3x overload
     #[value(name = "rate-1-cpu")]
     Rate1Cpu,
@@ -71,6 +88,11 @@ impl Measure {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
+    /// Is it a measure of this contestant?
+    pub(crate) fn is_of(self, contestant: Contestant) -> bool {
+        self != Self::FlowLife || contestant != Contestant::Floor
+    }
+
     /// One sample: figures by name.
     pub(crate) fn sample(self, contestant: Contestant) -> Result<Value> {
         let figures = match self {
@@ -80,7 +102,13 @@ impl Measure {
             Self::RoundTripInstalled => round_trip(contestant, Install::Exact),
             Self::Memory10Ports => memory::ports(contestant, 10),
             Self::Memory200Ports => memory::ports(contestant, 200),
+            Self::Memory1000Ports => memory::ports(contestant, 1000),
+            Self::StartUp1 => memory::start_up(contestant, 1),
+            Self::StartUp4 => memory::start_up(contestant, 4),
+            Self::StartUp16 => memory::start_up(contestant, 16),
+            Self::StartUp64 => memory::start_up(contestant, 64),
             Self::MemoryFlows => memory::flows(contestant),
+            Self::FlowLife => flow_life::flow_life(contestant),
             Self::Rate1Cpu => load::rates(contestant, 1),
             Self::RateAllCpus => load::rates(contestant, usize::MAX),
             Self::Hop1 => order::hopping(contestant, 1),

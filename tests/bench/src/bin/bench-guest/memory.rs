@@ -1,9 +1,11 @@
-//! Memory and sockets: what a daemon holds with many ports, and with many flows.
+//! Memory and sockets: what a daemon holds with many ports, with many flows, and on many CPUs.
 
 use std::fs;
+use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+use upcall_testkit::Hosts;
 
 use crate::bed::Bed;
 use crate::contestant::{Contestant, Install};
@@ -15,9 +17,13 @@ const BURST: u32 = 64;
 /// Flows of the last figure, in whole bursts.
 const FLOWS: u32 = 100_000 / BURST * BURST;
 
+/// Hosts at most; further ports have none.
+const HOSTS_MAX: usize = 200;
+
 /// Resident memory and sockets with `ports` ports.
 pub(crate) fn ports(contestant: Contestant, ports: usize) -> Result<Value> {
-    let bed = Bed::new(contestant, Install::Never, ports)?;
+    let hosts = ports.min(HOSTS_MAX);
+    let bed = Bed::with_ports(contestant, Install::Never, hosts, ports - hosts)?;
     let pid = bed.running.pid();
     let figures = json!({ "resident_mb": resident_mb(pid)?, "sockets": sockets(pid)? });
     bed.stop()?;
@@ -34,6 +40,25 @@ pub(crate) fn flows(contestant: Contestant) -> Result<Value> {
     let figures =
         json!({ "resident_mb": resident_mb(bed.running.pid())?, "flows": bed.kernel()?.flows });
     bed.stop()?;
+    Ok(figures)
+}
+
+/// How long the daemon takes from its start until it serves two ports, on a machine of `cpus` CPUs, and
+/// what it holds then.
+pub(crate) fn start_up(contestant: Contestant, cpus: usize) -> Result<Value> {
+    let there = std::thread::available_parallelism()?.get();
+    ensure!(there == cpus, "this machine has {there} CPUs, not {cpus}");
+    let hosts = Hosts::new(2)?;
+    let begun = Instant::now();
+    let running = contestant.start(&hosts, &[], Install::Never)?;
+    let took_ms = begun.elapsed().as_secs_f64() * 1000.0;
+    let pid = running.pid();
+    let figures = json!({
+        "start_ms": took_ms,
+        "sockets": sockets(pid)?,
+        "resident_mb": resident_mb(pid)?,
+    });
+    running.stop()?;
     Ok(figures)
 }
 

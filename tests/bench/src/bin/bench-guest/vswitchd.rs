@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use upcall_testkit::{Hosts, NetNs, wait_until};
 
 use crate::contestant::Install;
+use crate::flow_life;
 
 /// How long a daemon may take to listen, under emulation.
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
@@ -27,8 +28,8 @@ pub(crate) struct Vswitchd {
 }
 
 impl Vswitchd {
-    /// Starts it with a bridge on all ports of `hosts` and a pair of flows for each two of them.
-    pub(crate) fn start(hosts: &Hosts, install: Install) -> Result<Self> {
+    /// Starts it with a bridge on all ports of `hosts`, a pair of flows for each two of them, and `more` ports.
+    pub(crate) fn start(hosts: &Hosts, more: &[String], install: Install) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let rundir = Rundir { path: dir.path().to_owned(), switch: hosts.switch.clone() };
         let database = rundir.file("conf.db");
@@ -41,7 +42,8 @@ impl Vswitchd {
         let control = format!("--unixctl={}", rundir.file("control"));
         let daemon = rundir.spawn(DAEMON, &[&socket, &control])?;
         let this = Self { switch: hosts.switch.clone(), dir, database, daemon };
-        let configured = rundir.wait_for("control").and_then(|()| rundir.configure(hosts, install));
+        let configured =
+            rundir.wait_for("control").and_then(|()| rundir.configure(hosts, more, install));
         configured.with_context(|| rundir.log())?;
         Ok(this)
     }
@@ -58,10 +60,23 @@ impl Vswitchd {
         self.daemon.id()
     }
 
+    /// Where it listens for commands.
+    pub(crate) fn control(&self) -> PathBuf {
+        self.dir.path().join("control")
+    }
+
+    /// Lets it have so many flows, until its next look at how long it takes to read them.
+    pub(crate) fn allow_flows(&self, flows: u64) -> Result<()> {
+        self.rundir().appctl(&["upcall/set-flow-limit", &flows.to_string()])
+    }
+
+    fn rundir(&self) -> Rundir {
+        Rundir { path: self.dir.path().to_owned(), switch: self.switch.clone() }
+    }
+
     /// Ends it and takes its datapath away, which it leaves behind by default.
     pub(crate) fn stop(mut self) -> Result<()> {
-        let rundir = Rundir { path: self.dir.path().to_owned(), switch: self.switch.clone() };
-        rundir.appctl(&["exit", "--cleanup"])?;
+        self.rundir().appctl(&["exit", "--cleanup"])?;
         let end = || matches!(self.daemon.try_wait(), Ok(Some(_)));
         wait_until("ovs-vswitchd to end", READY_TIMEOUT, end)?;
         Ok(())
@@ -134,7 +149,7 @@ impl Rundir {
         self.run("ovs-appctl", &[&["-t", target.as_str()], arguments].concat())
     }
 
-    fn configure(&self, hosts: &Hosts, install: Install) -> Result<()> {
+    fn configure(&self, hosts: &Hosts, more: &[String], install: Install) -> Result<()> {
         let mut words: Vec<String> = Vec::new();
         let mut say = |text: &str| words.extend(text.split_whitespace().map(str::to_owned));
         say(&format!("add-br {BRIDGE} -- set bridge {BRIDGE} fail_mode=secure"));
@@ -143,19 +158,35 @@ impl Rundir {
             say(&format!("-- add-port {BRIDGE} {port}"));
             say(&format!("-- set interface {port} ofport_request={number}"));
         }
+        for port in more {
+            say(&format!("-- add-port {BRIDGE} {port}"));
+        }
         if install == Install::Never {
             // The limit that a revalidator may not raise again; the running one is set below.
             say("-- set Open_vSwitch . other_config:flow-limit=0");
         }
+        if install == Install::Learned {
+            let (idle_ms, flows) = (flow_life::IDLE.as_millis(), "other_config:flow-limit=1000000");
+            say(&format!("-- set Open_vSwitch . other_config:max-idle={idle_ms} {flows}"));
+        }
         self.vsctl(&words.iter().map(String::as_str).collect::<Vec<_>>())?;
-        for index in 0..hosts.len() {
+        if install == Install::Learned {
+            self.run("ovs-ofctl", &["add-flow", BRIDGE, "actions=NORMAL"])?;
+        } else {
+            self.join_pairs(hosts.len())?;
+        }
+        match install {
+            Install::Never => self.appctl(&["upcall/set-flow-limit", "0"]),
+            Install::Exact | Install::Learned => self.appctl(&["upcall/disable-megaflows"]),
+        }
+    }
+
+    fn join_pairs(&self, hosts: usize) -> Result<()> {
+        for index in 0..hosts {
             // Ports count from 1: 1 with 2, 3 with 4, and so on.
             let (from, to) = (index + 1, (index ^ 1) + 1);
             self.run("ovs-ofctl", &["add-flow", BRIDGE, &format!("in_port={from},actions={to}")])?;
         }
-        match install {
-            Install::Never => self.appctl(&["upcall/set-flow-limit", "0"]),
-            Install::Exact => self.appctl(&["upcall/disable-megaflows"]),
-        }
+        Ok(())
     }
 }
