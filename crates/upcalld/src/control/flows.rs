@@ -11,7 +11,7 @@ pub(super) const USAGE: &str =
     "[-m | --more] [--names | --no-names] [dp] [filter=filter] [type=type]";
 
 /// Longest dump.
-const BYTES_MAX: usize = 16 << 20;
+const BYTES_MAX: usize = 64 << 20;
 /// Types that all flows of a kernel's datapath have, and those that none has.
 const OURS: [&str; 3] = ["all", "ovs", "non-offloaded"];
 const OTHERS: [&str; 4] = ["tc", "dpdk", "offloaded", "partially-offloaded"];
