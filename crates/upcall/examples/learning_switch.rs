@@ -44,8 +44,8 @@ impl Handler for LearningSwitch {
     fn upcall(&self, upcall: &Upcall<'_>, verdict: &mut Verdict) {
         let key = upcall.key();
         if self.learn(key).is_some() {
-            // It moved: flows to its old port are wrong. They are looked at now, not within a second.
-            verdict.revalidate();
+            // It moved: flows to its old port are wrong, and are deleted now, not within ten seconds.
+            verdict.moved(key.eth_src);
         }
         match self.stations().get(&key.eth_dst) {
             // It is behind the port that the packet came in by, and has it already.

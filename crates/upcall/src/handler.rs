@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ovs_wire::MacAddr;
 use ovs_wire::action::{ActionBuf, Actions};
 use ovs_wire::key::KeySummary;
 use ovs_wire::mask::MatchFields;
@@ -123,6 +124,8 @@ pub struct Verdict {
     pub(crate) actions: ActionBuf,
     pub(crate) install: Option<MatchFields>,
     pub(crate) revalidate: bool,
+    /// An address whose flows are wrong.
+    pub(crate) moved: Option<MacAddr>,
     pub(crate) later: Option<Later>,
     /// There is no room for it where it is decided: it is shed.
     pub(crate) refused: bool,
@@ -135,6 +138,7 @@ impl Verdict {
             actions: ActionBuf::with_capacity(512),
             install: None,
             revalidate: false,
+            moved: None,
             later: None,
             refused: false,
             ports: Arc::default(),
@@ -147,6 +151,7 @@ impl Verdict {
             actions: ActionBuf::with_capacity(0),
             install: None,
             revalidate: false,
+            moved: None,
             later: None,
             refused: false,
             ports: self.ports.clone(),
@@ -157,6 +162,7 @@ impl Verdict {
         self.actions.clear();
         self.install = None;
         self.revalidate = false;
+        self.moved = None;
         self.later = None;
         self.refused = false;
     }
@@ -206,6 +212,16 @@ impl Verdict {
     /// Asks for a sweep now: this upcall taught the handler something that makes flows wrong.
     pub fn revalidate(&mut self) -> &mut Self {
         self.revalidate = true;
+        self
+    }
+
+    /// Says that an Ethernet address is not where it was: the flows of packets from it or to it are deleted, at
+    /// the next sweep, which is now. A few others may be as well (1 in 30,000); the rest is not looked at. One
+    /// address for each verdict.
+    ///
+    /// A flow is known by the packet that it was installed for, whether or not it matches addresses.
+    pub fn moved(&mut self, address: MacAddr) -> &mut Self {
+        self.moved = Some(address);
         self
     }
 
@@ -269,8 +285,8 @@ pub enum Look {
     #[default]
     All,
     /// Counters and times alone, by which flows idle out: a part of the work. Right as long as nothing has
-    /// changed that the handler decided by. When ports have changed or a verdict asked for a sweep
-    /// ([`Verdict::revalidate`]), the dispatcher looks at everything nevertheless, at the next sweep too, and so
+    /// changed that the handler decided by, but for addresses that [moved](Verdict::moved). When ports have changed
+    /// or a verdict asked for a sweep ([`Verdict::revalidate`]), the dispatcher looks at everything nevertheless, at the next sweep too, and so
     /// it does once in ten sweeps.
     Times,
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use ovs_wire::MacAddr;
 use ovs_wire::packet::{self, UpcallKind};
 use tokio::sync::{Notify, watch};
 use upcall_core::{Class, Lanes, Police, SourceId, Tick, Whereabouts};
@@ -15,6 +16,7 @@ use crate::crew::Crew;
 use crate::deferred::Deferred;
 use crate::engine::Hopping;
 use crate::flow_counts::FlowCounts;
+use crate::flow_dump::monotonic_ms;
 use crate::flow_room::FlowRoom;
 use crate::funnel::Funnelling;
 use crate::lane_key::{LaneBy, LaneKey};
@@ -23,6 +25,7 @@ use crate::quotas::Quotas;
 use crate::sheds::Sheds;
 use crate::shield::Gauges;
 use crate::sources::Registry;
+use crate::sweep::Affected;
 use crate::{Failure, Handler, InFlight, InstallPolicy, Limits, Ports};
 
 /// What a dispatcher starts with.
@@ -81,8 +84,12 @@ pub(crate) struct Shared {
     pub(crate) ports: ArcSwap<Ports>,
     /// Wakes the sweeper.
     pub(crate) sweep_now: Notify,
+    /// Stations whose flows are wrong.
+    pub(crate) affected: Affected,
     /// Counts the times that decisions made before may have become wrong.
     epoch: AtomicU64,
+    /// Of these, those that any flow may be from.
+    whole_epoch: AtomicU64,
     /// Is nothing to be installed ([`Shared::hold_installs`])?
     installs_held: AtomicBool,
     /// Calls of the handler outside of upcalls that panicked.
@@ -152,7 +159,9 @@ impl Shared {
             engines: AtomicU16::new(0),
             repairs: AtomicU64::new(0),
             ports_vanished: AtomicU64::new(0),
+            affected: Affected::default(),
             epoch: AtomicU64::new(0),
+            whole_epoch: AtomicU64::new(0),
             installs_held: AtomicBool::new(false),
             handler_panics: AtomicU64::new(0),
             handler_stalls: AtomicU64::new(0),
@@ -213,13 +222,28 @@ impl Shared {
         let ports = Arc::new(ports);
         self.ports.store(ports.clone());
         self.keep_port_quotas(&ports);
-        self.epoch.fetch_add(1, Ordering::Relaxed);
+        self.decided_anew();
     }
 
     /// Decisions made before may be wrong now: installs that wait are given up, flows are looked at.
     pub(crate) fn revalidate(&self) {
-        self.epoch.fetch_add(1, Ordering::Relaxed);
+        self.decided_anew();
         self.sweep_now.notify_one();
+    }
+
+    fn decided_anew(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+        self.whole_epoch.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The same, of decisions about one station; if there are too many of those, of all.
+    pub(crate) fn moved(&self, station: MacAddr) {
+        if self.affected.add(station, monotonic_ms()) {
+            self.epoch.fetch_add(1, Ordering::Relaxed);
+            self.sweep_now.notify_one();
+        } else {
+            self.revalidate();
+        }
     }
 
     /// Nothing is installed while this is held, and installs that wait are given up. For the time in which
@@ -239,6 +263,11 @@ impl Shared {
     /// Changes whenever decisions made before may have become wrong.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// Changes whenever any flow may have become wrong.
+    pub(crate) fn whole_epoch(&self) -> u64 {
+        self.whole_epoch.load(Ordering::Relaxed)
     }
 
     /// Calls the handler; `None`, counted, if it panics.

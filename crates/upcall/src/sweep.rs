@@ -1,9 +1,11 @@
 //! The sweep of the flow table: what idles, is too old or has become wrong is deleted.
 //!
 //! The kernel's table is the only record of what is installed. A sweep reads it, a piece at a time. Most
-//! sweeps read times and counters alone; the handler is asked about each flow when something may have made
-//! flows wrong, and now and then in any case. Flows of an earlier run are in the table too, and so taken over.
+//! sweeps read ids, times and counters alone, which is also enough to find the flows of a station that moved; the
+//! handler is asked about each flow when something may have made any of them wrong, and now and then in any case.
+//! Flows of an earlier run are in the table too, and so taken over.
 
+mod affected;
 mod deletions;
 mod pass;
 
@@ -14,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use netlink_io::Socket;
 
+pub(crate) use self::affected::Affected;
+use self::affected::Moved;
 use self::deletions::Deletions;
 use self::pass::{Bounds, Found, Pass, Purpose};
 use crate::flow_dump::{self, monotonic_ms};
@@ -26,8 +30,10 @@ const SWEEP_GAP: Duration = Duration::from_millis(20);
 /// How long a flow may rest while there are more than are allowed.
 const CROWDED_IDLE: Duration = Duration::from_millis(100);
 
-/// Pause after a sweep as a multiple of its length, so that sweeps take a fifth of a CPU at most.
+/// Pause after a sweep as a multiple of its length, so that sweeps take a fifth of a CPU at most, and those that
+/// are asked for a half.
 const SWEEP_SHARE: u32 = 4;
+const ASKED_SHARE: u32 = 1;
 
 /// Of so many sweeps, one asks about every flow, whatever the handler says.
 const WHOLE_EVERY: u32 = 10;
@@ -39,6 +45,9 @@ pub(crate) struct Sweeper {
     first_seen_ms: HashMap<u64, u64>,
     hasher: foldhash::quality::RandomState,
     asked: Asked,
+    moved: Moved,
+    /// Were there flows whose ids tell no stations at the last sweep?
+    strangers: bool,
     /// How long the last sweep took.
     took: Duration,
     stats: Arc<Mutex<SweepStats>>,
@@ -47,7 +56,7 @@ pub(crate) struct Sweeper {
 /// When the handler was last asked about every flow.
 #[derive(Debug, Default)]
 struct Asked {
-    /// The epoch of decisions then ([`Shared::epoch`]); `None` if it never was.
+    /// The epoch of decisions then ([`Shared::whole_epoch`]); `None` if it never was.
     epoch: Option<u64>,
     /// Was it asked twice in that epoch? What a worker decided before may be installed behind the first
     /// look.
@@ -73,8 +82,16 @@ impl Asked {
 impl Sweeper {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let hasher = foldhash::quality::RandomState::default();
-        let (first_seen_ms, stats) = (HashMap::new(), Arc::default());
-        Self { shared, first_seen_ms, hasher, asked: Asked::default(), took: Duration::ZERO, stats }
+        Self {
+            shared,
+            first_seen_ms: HashMap::new(),
+            hasher,
+            asked: Asked::default(),
+            moved: Moved::default(),
+            strangers: true,
+            took: Duration::ZERO,
+            stats: Arc::default(),
+        }
     }
 
     /// What its sweeps find.
@@ -91,8 +108,9 @@ impl Sweeper {
                 // The rest of an unfinished dump would be taken for the next one.
                 sockets = open_sockets().unwrap_or(sockets);
             }
-            tokio::time::sleep(self.pause()).await;
-            let timer = tokio::time::sleep(self.shared.life.load().sweep_interval);
+            tokio::time::sleep(self.pause(ASKED_SHARE)).await;
+            let interval = self.shared.life.load().sweep_interval;
+            let timer = tokio::time::sleep(interval.max(self.pause(SWEEP_SHARE)));
             tokio::select! {
                 () = timer => {}
                 () = self.shared.sweep_now.notified() => {}
@@ -100,16 +118,18 @@ impl Sweeper {
         }
     }
 
-    /// After a sweep there is none for so long, whoever asks.
-    fn pause(&self) -> Duration {
-        SWEEP_GAP.max(self.took * SWEEP_SHARE)
+    /// For how long there is no sweep after one.
+    fn pause(&self, share: u32) -> Duration {
+        SWEEP_GAP.max(self.took * share)
     }
 
     async fn sweep(&mut self, sockets: &[Arc<Socket>; 2]) -> io::Result<()> {
-        let (started, epoch) = (Instant::now(), self.shared.epoch());
+        let (started, epoch) = (Instant::now(), self.shared.whole_epoch());
+        self.moved.follow(&self.shared.affected);
         let look = self.shared.guarded(Handler::begin_sweep).unwrap_or_default();
         let lowered = self.shared.flow_room.is_lowered();
-        let whole = look == Look::All || lowered || self.asked.is_due(epoch);
+        let unknown = self.moved.any() && self.strangers;
+        let whole = look == Look::All || lowered || unknown || self.asked.is_due(epoch);
         if self.asked.epoch.is_none() {
             self.read(sockets, Purpose::Show).await?;
         }
@@ -135,6 +155,7 @@ impl Sweeper {
             last_took: took,
         });
         self.first_seen_ms = found.first_seen_ms;
+        self.strangers = found.strangers;
         if deleted > 0 {
             tracing::debug!(flows, deleted, whole, ?took, "swept the flow table");
         }
@@ -145,7 +166,8 @@ impl Sweeper {
     fn bounds(&self) -> Bounds {
         let life = self.shared.life.load();
         let crowded = self.shared.flow_room.excess() > 0;
-        let next = life.sweep_interval.saturating_add(self.pause() + self.took);
+        let pause = self.pause(SWEEP_SHARE) + self.took;
+        let next = life.sweep_interval.saturating_add(pause);
         Bounds {
             idle_max: if crowded { life.idle.min(CROWDED_IDLE) } else { life.idle },
             age_max: life.hard.map(|hard| hard.saturating_sub(next)),
@@ -160,6 +182,7 @@ impl Sweeper {
             shared,
             ports: &ports,
             purpose,
+            moved: &self.moved,
             bounds: self.bounds(),
             now_ms: monotonic_ms(),
             hasher: &self.hasher,

@@ -69,6 +69,9 @@ impl Engine {
         if self.verdict.revalidate {
             self.shared.revalidate();
         }
+        if let Some(station) = self.verdict.moved {
+            self.shared.moved(station);
+        }
         let actions = self.verdict.actions.as_bytes();
         execute(&self.shared, (&self.ledger, &mut self.batch), upcall, actions);
         let install = self.verdict.install.is_some();
@@ -122,6 +125,7 @@ impl Engine {
             InstallPolicy::Wildcard => fields,
         };
         let exact = fields == MatchFields::EXACT;
+        let stations = [upcall.key.eth_src, upcall.key.eth_dst];
         let (lane, upcall) = (upcall.flow, upcall.wire);
         let (shared, mask, batch) = (&self.shared, &mut self.mask, &mut self.batch);
         let (ids, now_ms) = (&mut self.flow_ids, self.shared.clock.to_monotonic_ms(self.now_us));
@@ -141,7 +145,7 @@ impl Engine {
                 mask: (!exact).then_some(mask.as_slice()),
                 actions,
                 probe: false,
-                ufid: Some(&ids.next(now_ms)),
+                ufid: Some(&ids.next(now_ms, stations)),
             };
             Ok(put.write(buf, shared.flow_family, 0, batch.seq(Op::FlowPut))?)
         });

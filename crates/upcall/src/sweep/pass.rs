@@ -10,7 +10,9 @@ use ovs_wire::action::Actions;
 use ovs_wire::flow::{Flow, Omit};
 use ovs_wire::key::FlowKey;
 
+use super::affected::Moved;
 use super::deletions::Deletions;
+use crate::flow_id::Told;
 use crate::shared::Shared;
 use crate::{Fate, FlowView, Ports, flow_id};
 
@@ -22,7 +24,7 @@ pub(super) enum Purpose {
     Show,
     /// To delete what is wrong or has lived long enough.
     Judge,
-    /// To delete what has lived long enough.
+    /// To delete what has lived long enough, and the flows of stations that moved.
     Time,
 }
 
@@ -48,6 +50,8 @@ pub(super) struct Found {
     pub(super) idle: u64,
     pub(super) old: u64,
     pub(super) wrong: u64,
+    /// Does the id of any flow not tell its stations?
+    pub(super) strangers: bool,
     /// First sight of flows whose id does not tell when they were installed, as far as that is asked.
     pub(super) first_seen_ms: HashMap<u64, u64>,
 }
@@ -63,6 +67,8 @@ pub(super) struct Pass<'a> {
     pub(super) shared: &'a Shared,
     pub(super) ports: &'a Ports,
     pub(super) purpose: Purpose,
+    /// Their flows are wrong.
+    pub(super) moved: &'a Moved,
     pub(super) bounds: Bounds,
     pub(super) now_ms: u64,
     pub(super) hasher: &'a RandomState,
@@ -75,11 +81,16 @@ pub(super) struct Pass<'a> {
 impl Pass<'_> {
     pub(super) fn flow(&mut self, flow: &Flow<'_>) -> io::Result<()> {
         self.found.flows += 1;
-        let installed_ms = self.installed_ms(flow);
+        let told = flow.ufid.and_then(flow_id::read);
+        self.found.strangers |= told.is_none();
+        let installed_ms = self.installed_ms(flow, told);
         let since = |at_ms: u64| Duration::from_millis(self.now_ms.saturating_sub(at_ms));
         let idle = flow.used_ms.or(installed_ms).map_or(Duration::ZERO, since);
         let age = installed_ms.map_or(Duration::ZERO, since);
-        let is_right = self.purpose == Purpose::Time || self.is_right(flow, idle);
+        let is_right = match self.purpose {
+            Purpose::Time => !told.is_some_and(|told| self.moved.affects(told)),
+            Purpose::Show | Purpose::Judge => self.is_right(flow, idle),
+        };
         let cause = if !is_right {
             &mut self.found.wrong
         } else if self.bounds.age_max.is_some_and(|max| age >= max) {
@@ -97,8 +108,8 @@ impl Pass<'_> {
     }
 
     /// When it was installed, or first seen if that is not known and of interest.
-    fn installed_ms(&mut self, flow: &Flow<'_>) -> Option<u64> {
-        let known = flow.ufid.and_then(flow_id::installed_ms);
+    fn installed_ms(&mut self, flow: &Flow<'_>, told: Option<Told>) -> Option<u64> {
+        let known = told.map(|told| told.installed_ms);
         if known.is_some() || flow.used_ms.is_some() && self.bounds.age_max.is_none() {
             return known;
         }

@@ -183,7 +183,7 @@ impl LearningSwitch {
                 }
             }
         }
-        verdict.revalidate();
+        verdict.moved(station.mac);
         true
     }
 

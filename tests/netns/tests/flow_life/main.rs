@@ -5,6 +5,7 @@
 mod counts;
 mod hard;
 mod many;
+mod moved;
 mod restart;
 
 use anyhow::{Context as _, Result};
