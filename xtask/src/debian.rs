@@ -1,4 +1,5 @@
-//! Programs of a distribution for the guest: the peers and clients that tests talk to.
+//! Programs of a distribution: for the guest, the peers and clients that tests talk to; for this machine, what
+//! reads our metrics.
 
 use crate::apt::{self, Apt};
 use crate::cache;
@@ -201,6 +202,27 @@ impl Programs {
         let begins = |list: &[&str]| list.iter().any(|prefix| path.starts_with(prefix));
         !begins(self.left_out) && (begins(self.kept) || path == "usr/share" || !begins(LEFT_OUT))
     }
+}
+
+/// The directory of `prometheus` and `promtool`, unpacked in the cache and not installed. They need nothing but
+/// a C library, and their suite's asks for none that is newer than that of the release before.
+pub(crate) fn prometheus(origin: &Origin) -> Result<PathBuf> {
+    let home = cache::root()?.join("prometheus");
+    let programs = home.join("usr/bin");
+    if programs.exists() {
+        return Ok(programs);
+    }
+    let _lock = cache::lock()?;
+    let apt = Apt::open(&apt::archive(origin.archive.as_deref())?, "trixie")?;
+    cache::fill_dir(&home, |draft| {
+        apt.download(&["prometheus", "promtool"].map(str::to_owned), draft)?;
+        for package in apt::packages_in(draft)? {
+            apt::unpack(&package, draft)?;
+            std::fs::remove_file(package)?;
+        }
+        Ok(())
+    })?;
+    Ok(programs)
 }
 
 fn add_links<W: Write>(archive: &mut Archive<W>, tree: &Path) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The traffic of the demo: bursts of new flows, and a steady stream between all hosts.
 
+use std::f64::consts::TAU;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,6 +10,8 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 use upcall_testkit::topology::HOST_LINK;
 use upcall_testkit::traffic::{Order, Outlet, Pace, Plan, RawFlows, Receiver};
 use upcall_testkit::{Error, Frame, Host, Hosts, RawSocket};
+
+use crate::flood::flood;
 
 /// Where every host listens.
 pub(crate) const UDP_PORT: u16 = 7000;
@@ -23,6 +26,10 @@ pub(crate) const FIRST_BURST_FLOW: u32 = 1 << 16;
 const BURSTS_PER_ROUND: u32 = 40;
 const ROUND: Duration = Duration::from_millis(250);
 
+/// Waves of varied traffic: how long one takes, and by which part rounds are more and fewer than without.
+const WAVE: Duration = Duration::from_secs(25);
+const WAVE_HEIGHT: f64 = 0.7;
+
 /// Packets a second of the steady stream: for each pair, and at most in all.
 const STEADY_RATE_PER_PAIR: u32 = 100;
 const STEADY_RATE_MAX: u32 = 2000;
@@ -32,7 +39,9 @@ pub(crate) struct Load<'a> {
     hosts: &'a Hosts,
     receivers: &'a [Receiver],
     stop: &'a AtomicBool,
+    started: Instant,
     deadline: Instant,
+    pub(crate) varied: bool,
     sent: AtomicU64,
     /// The word on the packets of each flow (receiver, flow, packets), kept back until the last has
     /// been sent: until then what is on its way is not lost.
@@ -40,15 +49,17 @@ pub(crate) struct Load<'a> {
 }
 
 impl<'a> Load<'a> {
-    /// Traffic until `deadline` or `stop`; receiver `i` is that of host `i`.
+    /// Traffic for this time or until `stop`; receiver `i` is that of host `i`. It is varied where a
+    /// picture shall show something: bursts in waves, and a flood.
     pub(crate) fn new(
         hosts: &'a Hosts,
         receivers: &'a [Receiver],
         stop: &'a AtomicBool,
-        deadline: Instant,
+        length: Duration,
+        varied: bool,
     ) -> Self {
-        let (sent, told) = (AtomicU64::new(0), Mutex::default());
-        Self { hosts, receivers, stop, deadline, sent, told }
+        let (started, sent, told) = (Instant::now(), AtomicU64::new(0), Mutex::default());
+        Self { hosts, receivers, stop, started, deadline: started + length, varied, sent, told }
     }
 
     /// Packets sent so far.
@@ -101,10 +112,31 @@ impl<'a> Load<'a> {
                 self.tell(to, flow, BURST_PACKETS);
                 flow += 1;
             }
-            next_round += ROUND;
+            next_round += self.round();
             std::thread::sleep(next_round.saturating_duration_since(Instant::now()));
         }
         Ok(())
+    }
+
+    /// How long the round is that begins now.
+    fn round(&self) -> Duration {
+        let waves = self.started.elapsed().as_secs_f64() / WAVE.as_secs_f64();
+        let height = if self.varied { WAVE_HEIGHT * (waves * TAU).sin() } else { 0.0 };
+        ROUND.div_f64(1.0 + height)
+    }
+
+    /// The last host floods for a fifth of the time, in the midst of it.
+    pub(crate) fn flood(&self) -> Result<(), Error> {
+        let fifth = (self.deadline - self.started) / 5;
+        while self.started.elapsed() < 2 * fifth {
+            if self.over() {
+                return Ok(());
+            }
+            std::thread::sleep(ROUND);
+        }
+        let cpu = usable_cpus().pop().unwrap_or_default();
+        let over = || self.over() || self.started.elapsed() >= 3 * fifth;
+        flood(&self.hosts[self.hosts.len() - 1], cpu, over)
     }
 
     /// A steady stream from one host to each other, in slices of about a tenth of a second.

@@ -3,8 +3,10 @@
 //! It refuses to print a number that was not measured: they come from upcalld's last statistics and
 //! from the tallies of the receivers.
 
+mod flood;
 mod live;
 mod load;
+mod picture;
 mod report;
 mod scenario;
 
@@ -38,7 +40,7 @@ struct Args {
     /// What upcalld installs: wildcard, exact or never
     #[arg(long, value_name = "WHAT")]
     install: Option<String>,
-    /// Print the screen of `upcalld top` in the midst of the traffic, as SVG
+    /// Vary the traffic, and print the screen of `upcalld top` in it, as SVG, and metrics as they were scraped
     #[arg(long, hide = true)]
     picture: bool,
     /// Print one JSON object as the last line of standard output

@@ -1,6 +1,6 @@
 //! What the demo does, in order: build, start, ping, load, stop, count.
 
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use upcall_testkit::{
 use crate::Args;
 use crate::live::Live;
 use crate::load::{Load, UDP_PORT};
+use crate::picture::Picture;
 
 /// Name of the datapath, in a namespace of its own.
 pub(crate) const DATAPATH: &str = "demo0";
@@ -42,7 +43,9 @@ pub(crate) struct Outcome {
 pub(crate) fn run(args: &Args, stop: &AtomicBool, live: &mut Live) -> Result<Outcome> {
     live.step(&format!("building {} hosts around a switch", args.hosts));
     let hosts = Hosts::new(usize::from(args.hosts)).context("cannot build the hosts")?;
-    let mut daemon = start(args, &hosts)?;
+    let directory = tempfile::tempdir().context("cannot make a directory for a socket")?;
+    let metrics = args.picture.then(|| directory.path().join("metrics"));
+    let mut daemon = start(args, &hosts, metrics.as_deref())?;
     live.step("upcalld is ready; pinging between all hosts");
     let pings = guarded(&mut daemon, || ping_all(&hosts))?;
     live.step("sending bursts of new flows, and a steady stream between all hosts");
@@ -51,14 +54,12 @@ pub(crate) fn run(args: &Args, stop: &AtomicBool, live: &mut Live) -> Result<Out
         .map(|host| Receiver::udp(&host.ns, (host.ip4, UDP_PORT).into()))
         .collect::<Result<Vec<_>, _>>()?;
     let started = Instant::now();
-    let deadline = started + Duration::from_secs(args.seconds.into());
-    let load = Load::new(&hosts, &receivers, stop, deadline);
-    let picture = args.picture.then(|| picture(args, &daemon)).transpose()?;
+    let length = Duration::from_secs(args.seconds.into());
+    let load = Load::new(&hosts, &receivers, stop, length, args.picture);
+    let picture =
+        metrics.map(|socket| Picture::begin(&args.upcalld, &daemon, socket)).transpose()?;
     load_hosts(&hosts, &load, &receivers, &mut daemon, stop, live)?;
-    if let Some(top) = picture {
-        let shown = top.wait_with_output().context("cannot read what top shows")?;
-        println!("{}", String::from_utf8_lossy(&shown.stdout));
-    }
+    picture.map_or(Ok(()), Picture::print)?;
     let traffic = started.elapsed();
     // What is not there by then is lost, and counted so.
     let arrived = || sum(&receivers).received >= load.sent();
@@ -77,15 +78,8 @@ pub(crate) fn run(args: &Args, stop: &AtomicBool, live: &mut Live) -> Result<Out
     Ok(Outcome { pings, tallies, sent, refused, traffic, stats, exit })
 }
 
-/// Begins to look at the daemon, for as long as half of the traffic.
-fn picture(args: &Args, daemon: &Upcalld) -> Result<Child> {
-    let interval = format!("{}ms", u32::from(args.seconds) * 500);
-    let mut top = Command::new(&args.upcalld);
-    top.args(["top", "--picture", "--interval", &interval, "--control"]).arg(daemon.control());
-    top.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().context("cannot run upcalld top")
-}
-
-fn start(args: &Args, hosts: &Hosts) -> Result<Upcalld, Error> {
+/// Starts the daemon; its metrics are at the path `metrics`, if anywhere.
+fn start(args: &Args, hosts: &Hosts, metrics: Option<&Path>) -> Result<Upcalld, Error> {
     let mut builder =
         Upcalld::builder(DATAPATH).program(&args.upcalld).ports(hosts.ports()).stats(STATS_EVERY);
     if let Some(mode) = &args.dispatch {
@@ -93,6 +87,9 @@ fn start(args: &Args, hosts: &Hosts) -> Result<Upcalld, Error> {
     }
     if let Some(install) = &args.install {
         builder = builder.install(install);
+    }
+    if let Some(metrics) = metrics {
+        builder = builder.option("--metrics", &metrics.display().to_string());
     }
     builder.start(&hosts.switch)
 }
@@ -133,6 +130,7 @@ fn load_hosts(
     thread::scope(|scope| {
         let mut senders = vec![scope.spawn(|| load.bursts())];
         senders.extend(hosts.iter().map(|host| scope.spawn(|| load.steady(host))));
+        senders.extend(load.varied.then(|| scope.spawn(|| load.flood())));
         while senders.iter().any(|sender| !sender.is_finished()) {
             if !daemon.is_running() {
                 stop.store(true, Ordering::Relaxed);
@@ -150,6 +148,6 @@ fn sum(receivers: &[Receiver]) -> Totals {
     receivers.iter().map(Receiver::totals).fold(Totals::default(), |sum, one| sum + one)
 }
 
-fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+pub(crate) fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
