@@ -27,7 +27,7 @@ fn the_flows_of_a_station_that_moves_go_and_no_other_is_looked_at() -> TestResul
         // No sweep but those that are asked for.
         let lab = Lab::start(Hosts::new(3)?, |builder| {
             let builder = builder.dispatch(mode).option("--flow-idle", "1h");
-            builder.option("--sweep-interval", "30m")
+            builder.option("--sweep-interval", "30m").option("--mac-age", "2h")
         })?;
         let mut fabric = Fabric::new(&lab.hosts)?;
         talk(&lab, &mut fabric, (1, 3), 2)?;
