@@ -1,0 +1,239 @@
+//! Installs that wait, round by round.
+
+use super::*;
+use proptest::prelude::*;
+use std::collections::HashMap;
+
+fn plan(limits: InstallLimits) -> InstallPlan {
+    InstallPlan::new(limits)
+}
+
+fn offer(plan: &mut InstallPlan, flow: u64, now_us: u64) -> Offer {
+    let write = |out: &mut Vec<u8>| {
+        out.extend(flow.to_ne_bytes());
+        Ok::<(), ()>(())
+    };
+    plan.offer((flow, flow), now_us, write).unwrap()
+}
+
+fn end_round(plan: &mut InstallPlan, now_us: u64) -> Vec<u64> {
+    end_round_with(plan, now_us, true)
+}
+
+fn end_round_with(plan: &mut InstallPlan, now_us: u64, drained: bool) -> Vec<u64> {
+    let mut sent = Vec::new();
+    let note = |m: &[u8], _| sent.push(u64::from_ne_bytes(m.try_into().unwrap()));
+    plan.end_round(Observed { now_us, drained, busy: false }, |_| false, note);
+    sent
+}
+
+#[test]
+fn a_round_that_left_packets_in_the_socket_proves_nothing() {
+    let limits = InstallLimits { wait_us_max: 10, ..InstallLimits::default() };
+    let mut plan = plan(limits);
+    offer(&mut plan, 1, 0);
+    for _ in 0..8 {
+        assert_eq!(end_round_with(&mut plan, 0, false), [0u64; 0]);
+    }
+    assert_eq!(end_round(&mut plan, 0), [1]);
+    offer(&mut plan, 2, 0);
+    let waited =
+        (0..100).take_while(|now| end_round_with(&mut plan, *now, false).is_empty()).count();
+    assert_eq!(waited, 10, "a backlog without an end does not hold an install for ever");
+}
+
+#[test]
+fn an_install_waits_while_upcalls_of_its_lane_do() {
+    let limits = InstallLimits { wait_us_max: 10, ..InstallLimits::default() };
+    let mut plan = plan(limits);
+    (1..=2).for_each(|flow| assert_eq!(offer(&mut plan, flow, 0), Offer::Planned));
+    let mut round = |now_us| {
+        let mut sent = Vec::new();
+        let seen = Observed { now_us, drained: true, busy: false };
+        let end = plan.end_round(seen, |lane| lane == 1, |m, _| sent.extend_from_slice(m));
+        (sent, end.forced)
+    };
+    assert_eq!(round(0), (vec![], 0));
+    assert_eq!(round(0), (2u64.to_ne_bytes().to_vec(), 0), "the lane of the other is free");
+    let waited = (0..100).take_while(|now| round(*now).0.is_empty()).count();
+    assert_eq!(waited, 10, "what waits for ever does not hold an install for ever");
+}
+
+#[test]
+fn what_is_cleared_is_not_sent_and_can_be_asked_for_again() {
+    let mut plan = plan(InstallLimits::default());
+    offer(&mut plan, 1, 0);
+    plan.clear();
+    assert_eq!(end_round(&mut plan, 0), [0u64; 0]);
+    assert_eq!(offer(&mut plan, 1, 0), Offer::Planned);
+    end_round(&mut plan, 0);
+    assert_eq!(end_round(&mut plan, 0), [1]);
+    plan.clear();
+    assert_eq!(offer(&mut plan, 1, 0), Offer::Planned, "a sent install is forgotten too");
+}
+
+#[test]
+fn an_install_waits_for_a_round_without_its_flow() {
+    let mut plan = plan(InstallLimits::default());
+    assert_eq!(offer(&mut plan, 1, 0), Offer::Planned);
+    assert_eq!(offer(&mut plan, 1, 0), Offer::Duplicate);
+    assert_eq!(end_round(&mut plan, 0), [0u64; 0]);
+    assert_eq!(offer(&mut plan, 1, 0), Offer::Duplicate);
+    assert_eq!(offer(&mut plan, 2, 0), Offer::Planned);
+    assert_eq!(end_round(&mut plan, 0), [0u64; 0]);
+    assert_eq!(end_round(&mut plan, 200), [1, 2]);
+    assert!(plan.is_empty());
+}
+
+#[test]
+fn a_flow_that_is_sending_is_installed_in_its_next_pause() {
+    let mut plan = plan(InstallLimits { pause_us: 50, ..InstallLimits::default() });
+    (1..=3).for_each(|flow| assert_eq!(offer(&mut plan, flow, 0), Offer::Planned));
+    plan.touch(1);
+    assert_eq!(end_round(&mut plan, 10), [0u64; 0]);
+    assert_eq!(offer(&mut plan, 2, 20), Offer::Duplicate);
+    assert_eq!(end_round(&mut plan, 20), [3], "one upcall is no reason to expect another");
+    assert_eq!(end_round(&mut plan, 59), [0u64; 0]);
+    assert_eq!(end_round(&mut plan, 60), [1]);
+    assert_eq!(end_round(&mut plan, 70), [2]);
+}
+
+#[test]
+fn a_flow_of_packets_with_pauses_is_installed_right_behind_one() {
+    let mut plan = plan(InstallLimits { pause_us: 50, ..InstallLimits::default() });
+    offer(&mut plan, 1, 0);
+    let end = |plan: &mut InstallPlan, now_us| {
+        let seen = Observed { now_us, drained: true, busy: true };
+        plan.end_round(seen, |_| false, |_, _| ()).sent
+    };
+    assert_eq!(end(&mut plan, 10), 0);
+    plan.touch(1);
+    assert_eq!([end(&mut plan, 59), end(&mut plan, 60)], [0, 0], "too soon after the first");
+    (0..2).for_each(|_| plan.touch(1));
+    assert_eq!([end(&mut plan, 120), end(&mut plan, 121)], [0, 0], "a burst begins");
+    plan.touch(1);
+    assert_eq!([end(&mut plan, 170), end(&mut plan, 171)], [0, 1]);
+}
+
+#[test]
+fn while_others_send_an_install_waits_for_a_pause_too() {
+    let mut plan = plan(InstallLimits { pause_us: 50, ..InstallLimits::default() });
+    offer(&mut plan, 1, 0);
+    let mut sent = 0;
+    let mut round = |now_us, busy| {
+        let seen = Observed { now_us, drained: true, busy };
+        plan.end_round(seen, |_| false, |_, _| sent += 1).sent
+    };
+    assert_eq!([round(0, true), round(49, false), round(50, false)], [0, 0, 1]);
+}
+
+#[test]
+fn an_elephant_is_installed_at_the_limit_of_rounds_or_upcalls() {
+    let limits = InstallLimits { rounds_max: 3, upcalls_max: 100, ..InstallLimits::default() };
+    for (upcalls, expected) in [(1, 3), (40, 2)] {
+        let mut plan = plan(limits);
+        let mut rounds = 0;
+        loop {
+            (0..upcalls).for_each(|_| _ = offer(&mut plan, 1, 0));
+            if end_round(&mut plan, 0) == [1] {
+                break;
+            }
+            rounds += 1;
+        }
+        assert_eq!(rounds, expected, "{upcalls} in a round");
+    }
+}
+
+#[test]
+fn upcalls_after_the_install_are_stragglers_for_a_while() {
+    let mut plan = plan(InstallLimits { recent_us: 100, ..InstallLimits::default() });
+    offer(&mut plan, 1, 0);
+    end_round(&mut plan, 0);
+    assert_eq!(end_round(&mut plan, 10), [1]);
+    assert_eq!(offer(&mut plan, 1, 110), Offer::Straggler);
+    assert_eq!(offer(&mut plan, 1, 111), Offer::Planned);
+}
+
+#[test]
+fn limits_hold() {
+    let limits = InstallLimits { pending_max: 2, recent_max: 1, ..InstallLimits::default() };
+    let mut plan = plan(limits);
+    assert_eq!(offer(&mut plan, 1, 0), Offer::Planned);
+    assert_eq!(offer(&mut plan, 2, 0), Offer::Planned);
+    assert_eq!(offer(&mut plan, 3, 0), Offer::Full);
+    end_round(&mut plan, 0);
+    assert_eq!(end_round(&mut plan, 0), [1, 2]);
+    assert_eq!(offer(&mut plan, 2, 0), Offer::Straggler);
+    assert_eq!(offer(&mut plan, 1, 0), Offer::Planned, "only one flow is remembered");
+}
+
+#[test]
+fn a_message_that_cannot_be_written_is_not_planned() {
+    let mut plan = plan(InstallLimits::default());
+    let failed = plan.offer((1, 1), 0, |out| {
+        out.push(1);
+        Err("no")
+    });
+    assert_eq!(failed, Err("no"));
+    assert!(plan.is_empty());
+    offer(&mut plan, 2, 0);
+    end_round(&mut plan, 0);
+    assert_eq!(end_round(&mut plan, 0), [2]);
+}
+
+proptest! {
+    /// Whatever the order of events: every planned install is sent once, in its own bytes, in no
+    /// round that saw an upcall of its flow unless the limit forced it, and within the limit.
+    #[test]
+    fn every_planned_install_is_sent_once_and_behind_its_packets(
+        rounds in prop::collection::vec(
+            (prop::collection::vec(0u64..6, 0..8), any::<bool>(), prop::bool::weighted(0.1)),
+            1..40,
+        ),
+    ) {
+        let limits = InstallLimits {
+            rounds_max: 3,
+            wait_us_max: 9_000,
+            recent_us: 0,
+            ..InstallLimits::default()
+        };
+        let mut plan = plan(limits);
+        // Flow to rounds waited, and of these those with an upcall of it.
+        let mut waiting: HashMap<u64, (u16, u8)> = HashMap::new();
+        let last = (0..2).map(|_| (vec![], true, false));
+        for (now, (round, drained, learned)) in rounds.into_iter().chain(last).enumerate() {
+            let now = now as u64 * 1_000;
+            if learned {
+                // What was decided before is neither sent nor answered from.
+                plan.clear();
+                waiting.clear();
+            }
+            for flow in &round {
+                let planned = plan.waiting(*flow).map(<[u8]>::to_vec);
+                let expected = waiting.contains_key(flow).then(|| flow.to_ne_bytes().to_vec());
+                prop_assert_eq!(&planned, &expected, "flow {}", flow);
+                if planned.is_some() && flow % 2 == 0 {
+                    // Answered from the plan.
+                    plan.touch(*flow);
+                    continue;
+                }
+                match offer(&mut plan, *flow, now) {
+                    Offer::Planned => prop_assert!(waiting.insert(*flow, (0, 0)).is_none()),
+                    Offer::Duplicate => prop_assert!(waiting.contains_key(flow)),
+                    other => prop_assert!(false, "{other:?}"),
+                }
+            }
+            for flow in end_round_with(&mut plan, now, drained) {
+                let (waited, touched) = waiting.remove(&flow).expect("sent but not planned");
+                let proven = drained && !round.contains(&flow);
+                prop_assert!(proven || touched == 3 || waited == 9);
+            }
+            for (flow, (waited, touched)) in &mut waiting {
+                *waited += 1;
+                *touched += u8::from(round.contains(flow));
+                prop_assert!(*waited <= 9 && *touched <= 3);
+            }
+        }
+        prop_assert!(plan.is_empty() && waiting.is_empty());
+    }
+}
