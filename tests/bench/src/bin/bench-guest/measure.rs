@@ -88,9 +88,10 @@ impl Measure {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// Is it a measure of this contestant?
+    /// Is it a measure of this contestant? The floor neither learns nor keeps anything of its ports.
     pub(crate) fn is_of(self, contestant: Contestant) -> bool {
-        self != Self::FlowLife || contestant != Contestant::Floor
+        let daemons = matches!(self, Self::FlowLife | Self::Memory1000Ports);
+        !daemons || contestant != Contestant::Floor
     }
 
     /// One sample: figures by name.
