@@ -48,8 +48,9 @@ pub(crate) struct Sweeper {
     moved: Moved,
     /// Were there flows whose ids tell no stations at the last sweep?
     strangers: bool,
-    /// How long the last sweep took.
+    /// How long the last sweep took, and the last one that read ids, times and counters alone.
     took: Duration,
+    took_ids: Duration,
     stats: Arc<Mutex<SweepStats>>,
 }
 
@@ -90,6 +91,7 @@ impl Sweeper {
             moved: Moved::default(),
             strangers: true,
             took: Duration::ZERO,
+            took_ids: Duration::ZERO,
             stats: Arc::default(),
         }
     }
@@ -108,13 +110,23 @@ impl Sweeper {
                 // The rest of an unfinished dump would be taken for the next one.
                 sockets = open_sockets().unwrap_or(sockets);
             }
-            tokio::time::sleep(self.pause(ASKED_SHARE)).await;
-            let interval = self.shared.life.load().sweep_interval;
-            let timer = tokio::time::sleep(interval.max(self.pause(SWEEP_SHARE)));
-            tokio::select! {
-                () = timer => {}
-                () = self.shared.sweep_now.notified() => {}
-            }
+            self.rest().await;
+        }
+    }
+
+    /// Waits for the next sweep.
+    async fn rest(&self) {
+        let ended = tokio::time::Instant::now();
+        // One that looks for stations alone need not wait for what one of another kind took.
+        tokio::time::sleep(SWEEP_GAP.max(self.took_ids * ASKED_SHARE)).await;
+        let interval = self.shared.life.load().sweep_interval;
+        let timer = tokio::time::sleep(interval.max(self.pause(SWEEP_SHARE)));
+        tokio::select! {
+            () = timer => {}
+            () = self.shared.sweep_now.notified() => {}
+        }
+        if self.asked.is_due(self.shared.whole_epoch()) {
+            tokio::time::sleep_until(ended + self.pause(ASKED_SHARE)).await;
         }
     }
 
@@ -136,6 +148,9 @@ impl Sweeper {
         let purpose = if whole { Purpose::Judge } else { Purpose::Time };
         let found = self.read(sockets, purpose).await?;
         self.took = started.elapsed();
+        if !whole {
+            self.took_ids = self.took;
+        }
         self.asked.swept(epoch, whole);
         self.settle(found, whole);
         Ok(())
