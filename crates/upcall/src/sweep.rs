@@ -140,8 +140,11 @@ impl Sweeper {
         self.moved.follow(&self.shared.affected);
         let look = self.shared.guarded(Handler::begin_sweep).unwrap_or_default();
         let lowered = self.shared.flow_room.is_lowered();
-        let unknown = self.moved.any() && self.strangers;
-        let whole = look == Look::All || lowered || unknown || self.asked.is_due(epoch);
+        let moved = self.moved.any();
+        // How long it takes to ask about all can be seen at another time.
+        let measure = lowered && !moved;
+        let unknown = moved && self.strangers;
+        let whole = look == Look::All || measure || unknown || self.asked.is_due(epoch);
         if self.asked.epoch.is_none() {
             self.read(sockets, Purpose::Show).await?;
         }
