@@ -72,6 +72,11 @@ impl HeldOff<'_> {
         Fence { source: self.entry.id, through: self.entry.state.reads() }
     }
 
+    /// The same, if it has anything.
+    pub(crate) fn in_hand(&self) -> Option<Fence> {
+        (!self.entry.state.is_idle()).then(|| self.read_before())
+    }
+
     /// Takes what is in the socket now, as long as `each` wants more: it gets each datagram with the
     /// number of its reading. What it makes of them counts as answered. `false` if `each` wanted no more.
     pub(crate) fn take_all(
@@ -197,17 +202,20 @@ impl Registry {
         entries.iter().filter(|entry| entry.carries == Carries::AnyFlow).cloned().collect()
     }
 
-    /// A gather that brings what it finds in the order of its arrival. It waits for what the sockets'
-    /// own readers have in their hands.
+    /// A gather that brings what it finds in the order of its arrival.
     pub(crate) fn ordered_gather(&self) -> Gather {
+        let id = self.gathers.fetch_add(1, Ordering::Relaxed) + 1;
+        Gather { id, ordered: true, ..Gather::default() }
+    }
+
+    /// The same, for an upcall that it takes out of `from` now. That waits for what the sockets' own readers
+    /// have in their hands: they may have been at it when they were to leave it to others, and read on. `own` is
+    /// what the one of `from` had before.
+    pub(crate) fn at_once(&self, gather: &Gather, from: SourceId, own: Option<Fence>) -> Gather {
         let entries = self.entries.load();
-        let busy = entries.iter().filter(|entry| !entry.state.is_idle());
-        Gather {
-            id: self.gathers.fetch_add(1, Ordering::Relaxed) + 1,
-            busy: busy.map(|e| Fence { source: e.id, through: e.state.reads() }).collect(),
-            hold: None,
-            ordered: true,
-        }
+        let busy = entries.iter().filter(|entry| entry.id != from && !entry.state.is_idle());
+        let busy = busy.map(|e| Fence { source: e.id, through: e.state.reads() });
+        Gather { id: gather.id, busy: busy.chain(own).collect(), hold: None, ordered: true }
     }
 
     /// Has all been read and answered that the fence waits for? What is gone was read empty before.
@@ -292,6 +300,22 @@ mod tests {
         assert!(registry.passed(&fence));
         registry.remove(by.id);
         assert!(registry.passed(&Fence { source: by.id, through: 1 }), "what is gone is empty");
+    }
+
+    #[test]
+    fn what_is_taken_in_order_waits_for_what_readers_have_in_hand_now() {
+        let registry = Registry::default();
+        let [from, idle, late] = [(); 3].map(|()| socket(&registry, Carries::AnyFlow).1);
+        let gather = registry.ordered_gather();
+        assert_eq!((gather.busy.len(), from.clone().hold_off().in_hand()), (0, None));
+        // They had not heard that sockets are read in order, and read on.
+        late.state.begin_read();
+        from.state.begin_read();
+        let in_hand = from.hold_off().in_hand();
+        let now = registry.at_once(&gather, from.id, in_hand);
+        let fence = |source| Fence { source, through: 1 };
+        assert_eq!((now.id, now.busy), (gather.id, vec![fence(late.id), fence(from.id)]));
+        assert!(registry.passed(&Fence { source: idle.id, through: 0 }));
     }
 
     #[test]

@@ -72,11 +72,21 @@ pub(crate) struct Host {
     pub(crate) arrivals: Vec<usize>,
     /// What the one who looked has still to take out, and for whom.
     pub(crate) taking: Option<(usize, VecDeque<usize>, Gather)>,
-    /// Are sockets read in order?
-    pub(crate) in_order: bool,
+    pub(crate) reads: Reads,
     /// Is there room for all to wait, as long as it takes?
     pub(crate) is_roomy: bool,
     limits: QueueLimits,
+}
+
+/// Who reads sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reads {
+    /// Their readers.
+    Own,
+    /// Somebody, in the order in which they got something.
+    InOrder,
+    /// Both: readers have not heard of it yet.
+    Both,
 }
 
 pub(crate) fn id(socket: usize) -> SourceId {
@@ -142,7 +152,7 @@ impl Host {
             unfenced: 0,
             arrivals: Vec::new(),
             taking: None,
-            in_order: false,
+            reads: Reads::Own,
             is_roomy: true,
             limits,
         }
@@ -214,7 +224,7 @@ impl Host {
 
     /// Everybody does what is left to do, as often as it takes.
     pub(crate) fn settle(&mut self) -> Result<(), TestCaseError> {
-        if self.in_order {
+        if self.reads != Reads::Own {
             self.look(0);
             while self.taking.is_some() {
                 self.take_in_order();

@@ -17,8 +17,8 @@ mod steps;
 use proptest::prelude::*;
 use upcall_core::QueueLimits;
 
-use crate::host::Host;
-use crate::steps::{Answer, Step, ordered_steps, steps};
+use crate::host::{Host, Reads};
+use crate::steps::{Answer, Step, mixed_steps, ordered_steps, steps};
 
 /// No fence is given up.
 fn patient() -> QueueLimits {
@@ -68,7 +68,20 @@ proptest! {
         steps in ordered_steps(),
     ) {
         let mut host = Host::new(patient());
-        host.in_order = true;
+        host.reads = Reads::InOrder;
+        for step in steps {
+            host.step(step)?;
+        }
+        host.settle()?;
+        host.check_order()?;
+        prop_assert_eq!((host.kernel.shed, host.unfenced), (0, 0));
+    }
+
+    /// Where sockets are read in order, a reader may still be at its own.
+    #[test]
+    fn flows_keep_their_order_while_readers_read_on(steps in mixed_steps()) {
+        let mut host = Host::new(patient());
+        host.reads = Reads::Both;
         for step in steps {
             host.step(step)?;
         }

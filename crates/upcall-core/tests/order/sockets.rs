@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use upcall_core::{Fence, Gather};
 
 use crate::handling::Reading;
-use crate::host::{Host, Packet, SOCKETS, id};
+use crate::host::{Host, Packet, Reads, SOCKETS, id};
 
 impl Host {
     pub(crate) fn arrive(&mut self, flow: usize) {
@@ -32,7 +32,11 @@ impl Host {
         let is_taken = |(_, order, _): &(_, VecDeque<_>, _)| order.contains(&socket);
         let is_fresh =
             !self.arrivals.contains(&socket) && !self.taking.as_ref().is_some_and(is_taken);
-        let may_hop = if self.in_order { is_fresh } else { state.seen_here };
+        let may_hop = match self.reads {
+            Reads::Own => state.seen_here,
+            Reads::InOrder => is_fresh,
+            Reads::Both => state.seen_here && is_fresh,
+        };
         if may_hop && state.unread[socket] == 0 {
             state.seen_here &= state.socket == socket;
             state.socket = socket;
@@ -115,16 +119,8 @@ impl Host {
             return;
         }
         self.gathers.set(self.gathers.get() + 1);
+        let gather = self.ordered_gather(self.gathers.get());
         let sockets = self.sockets.borrow();
-        let busy = (0..SOCKETS).filter(|at| !sockets[*at].state.is_idle());
-        let gather = Gather {
-            id: self.gathers.get(),
-            busy: busy
-                .map(|at| Fence { source: id(at), through: sockets[at].state.reads() })
-                .collect(),
-            hold: None,
-            ordered: true,
-        };
         let arrivals = std::mem::take(&mut self.arrivals);
         let order: VecDeque<_> =
             arrivals.into_iter().filter(|at| !sockets[*at].queue.is_empty()).collect();
@@ -132,8 +128,17 @@ impl Host {
         self.taking = (!order.is_empty()).then_some((by, order, gather));
     }
 
+    /// With what readers have in their hands now.
+    fn ordered_gather(&self, gather: u64) -> Gather {
+        let sockets = self.sockets.borrow();
+        let busy = (0..SOCKETS).filter(|at| !sockets[*at].state.is_idle());
+        let fence = |at: usize| Fence { source: id(at), through: sockets[at].state.reads() };
+        Gather { id: gather, busy: busy.map(fence).collect(), hold: None, ordered: true }
+    }
+
     pub(crate) fn take_in_order(&mut self) {
         let Some((by, mut order, gather)) = self.taking.take() else { return };
+        let gather = self.ordered_gather(gather.id);
         let Some(&from) = order.front() else { return self.look(by) };
         let mut sockets = self.sockets.borrow_mut();
         let was_idle = sockets[from].state.is_idle();

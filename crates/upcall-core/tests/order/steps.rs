@@ -115,6 +115,21 @@ pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..500)
 }
 
+/// Somebody reads sockets in order, while their readers, which have not heard of it, read on.
+pub(crate) fn mixed_steps() -> impl Strategy<Value = Vec<Step>> {
+    let socket = 0..SOCKETS;
+    let step = prop_oneof![
+        30 => any_step(),
+        3 => (0..FLOWS, socket.clone()).prop_map(|(flow, socket)| Step::Hop { flow, socket }),
+        4 => socket.clone().prop_map(|socket| Step::BeginRound { socket }),
+        8 => (socket.clone(), prop::bool::weighted(0.2), answers())
+            .prop_map(|(socket, defer, answer)| Step::Read { socket, defer, answer }),
+        4 => socket.prop_map(|by| Step::Look { by }),
+        9 => Just(Step::TakeInOrder),
+    ];
+    prop::collection::vec(step, 1..500)
+}
+
 /// While sockets are read in order, nobody reads them otherwise.
 pub(crate) fn ordered_steps() -> impl Strategy<Value = Vec<Step>> {
     let socket = 0..SOCKETS;

@@ -99,9 +99,16 @@ impl Engine {
     ) -> bool {
         self.in_flight.about_to_take(&self.ledger);
         let waiting_max = if gather.ordered { GATHERED_MAX } else { DEFERRED_MAX };
+        let in_hand = held.in_hand();
         held.take_all(buf, |read, datagram, buf| {
             self.ledger.gathered.add(1);
-            let gather = Some(gather);
+            let now;
+            let gather = if gather.ordered {
+                now = self.shared.sources.at_once(gather, entry.id, in_hand);
+                Some(&now)
+            } else {
+                Some(gather)
+            };
             let reading = Reading { entry, read, plan: None, defer: true, tally: None, gather };
             self.datagram(reading, datagram, buf);
             self.in_flight.about_to_take(&self.ledger);
