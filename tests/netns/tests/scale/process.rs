@@ -34,6 +34,11 @@ impl Process {
         field(&fs::read_to_string(self.path("status"))?, "VmRSS:")
     }
 
+    /// The part of it that is its own, and not of its program.
+    pub(crate) fn own_kib(self) -> Result<u64> {
+        field(&fs::read_to_string(self.path("status"))?, "RssAnon:")
+    }
+
     /// Kernel memory that messages may fill in all its netlink sockets together, in KiB.
     pub(crate) fn socket_memory_max_kib(self) -> Result<u64> {
         let pid = Pid::from_raw(self.0.cast_signed()).context("a process id")?;
