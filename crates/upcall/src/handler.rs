@@ -285,9 +285,9 @@ pub enum Look {
     #[default]
     All,
     /// Counters and times alone, by which flows idle out: a part of the work. Right as long as nothing has
-    /// changed that the handler decided by, but for addresses that [moved](Verdict::moved). When ports have changed
-    /// or a verdict asked for a sweep ([`Verdict::revalidate`]), the dispatcher looks at everything nevertheless, at the next sweep too, and so
-    /// it does once in ten sweeps.
+    /// changed that the handler decided by, but for addresses that [moved](Verdict::moved). When ports have
+    /// changed or a verdict asked for a sweep ([`Verdict::revalidate`]), the dispatcher looks at everything
+    /// nevertheless, at the next sweep too, and so it does once in ten sweeps.
     Times,
 }
 

@@ -48,18 +48,25 @@ fn an_install_waits_for_whoever_has_a_packet_of_the_flow() -> Result<(), TestCas
     Ok(())
 }
 
+/// With room for all, and fences that are never given up.
+fn keep_their_order(reads: Reads, steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let mut host = Host::new(patient());
+    host.reads = reads;
+    for step in steps {
+        host.step(step)?;
+    }
+    host.settle()?;
+    host.check_order()?;
+    prop_assert_eq!((host.kernel.shed, host.unfenced), (0, 0));
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn flows_keep_their_order_in_any_interleaving(steps in steps()) {
-        let mut host = Host::new(patient());
-        for step in steps {
-            host.step(step)?;
-        }
-        host.settle()?;
-        host.check_order()?;
-        prop_assert_eq!((host.kernel.shed, host.unfenced), (0, 0));
+        keep_their_order(Reads::Own, steps)?;
     }
 
     /// Where sockets are read in order, flows may hop faster than anybody looks.
@@ -67,27 +74,13 @@ proptest! {
     fn flows_that_hop_fast_keep_their_order_where_sockets_are_read_in_order(
         steps in ordered_steps(),
     ) {
-        let mut host = Host::new(patient());
-        host.reads = Reads::InOrder;
-        for step in steps {
-            host.step(step)?;
-        }
-        host.settle()?;
-        host.check_order()?;
-        prop_assert_eq!((host.kernel.shed, host.unfenced), (0, 0));
+        keep_their_order(Reads::InOrder, steps)?;
     }
 
     /// Where sockets are read in order, a reader may still be at its own.
     #[test]
     fn flows_keep_their_order_while_readers_read_on(steps in mixed_steps()) {
-        let mut host = Host::new(patient());
-        host.reads = Reads::Both;
-        for step in steps {
-            host.step(step)?;
-        }
-        host.settle()?;
-        host.check_order()?;
-        prop_assert_eq!((host.kernel.shed, host.unfenced), (0, 0));
+        keep_their_order(Reads::Both, steps)?;
     }
 
     /// With next to no room, upcalls are shed or go without a fence, but none is lost track of, and none
