@@ -109,7 +109,37 @@ fn fuzz_one(name: &str, program: &Path, limit: Duration) -> Result<Case> {
         Outcome::Passed
     } else {
         println!("{said}");
-        Outcome::Failed(format!("found an input; it is in {}", artifacts.display()))
+        Outcome::Failed(format!("{} (the input is in {})", finding(&said), artifacts.display()))
     };
     Ok(Case { name: name.to_owned(), outcome })
+}
+
+/// What was wrong, and the input where libFuzzer prints it (a small one), as one line: the file
+/// that holds it may be gone when somebody reads of it.
+fn finding(said: &str) -> String {
+    let line = |is: fn(&str) -> bool| said.lines().find(|line| is(line)).unwrap_or_default().trim();
+    let after = |is: fn(&str) -> bool| {
+        said.lines().skip_while(|line| !is(line)).nth(1).unwrap_or_default().trim()
+    };
+    let parts = [
+        line(|line| line.contains("ERROR: libFuzzer")),
+        after(|line| line.contains("panicked at ")),
+        line(|line| line.starts_with("Base64: ")),
+    ];
+    let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() { "found an input".to_owned() } else { parts.join("; ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::finding;
+
+    #[test]
+    fn a_finding_names_its_cause_and_its_input() {
+        let said = "INFO: seed\nthread '<unnamed>' panicked at a.rs:1:1:\nread again: no such word\n\
+                    ==7== ERROR: libFuzzer: deadly signal\nBase64: YQ==\n";
+        let all = "==7== ERROR: libFuzzer: deadly signal; read again: no such word; Base64: YQ==";
+        assert_eq!(finding(said), all);
+        assert_eq!(finding(""), "found an input");
+    }
 }

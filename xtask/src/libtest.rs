@@ -61,6 +61,20 @@ pub(crate) fn count(cases: &[Case]) -> Counts {
     counts
 }
 
+/// The line that says why a test failed, of all that it said: the error it gave, or what it panicked with.
+fn cause<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    while let Some(line) = words.next() {
+        if line.starts_with("Error: ") {
+            return Some(line);
+        }
+        // As libtest prints it: where, and on the next line what.
+        if line.contains("panicked at ") && line.ends_with(':') {
+            return words.next();
+        }
+    }
+    None
+}
+
 /// Reads the output of one or more binaries, line by line.
 #[derive(Debug, Default)]
 pub(crate) struct Parser {
@@ -139,6 +153,9 @@ impl Parser {
         let words = std::mem::take(&mut self.words);
         let last = std::mem::replace(&mut self.speaker, next);
         if let Some(Outcome::Failed(why)) = last.and_then(|last| self.running.get_mut(&last)) {
+            if let Some(cause) = cause(words.iter().map(String::as_str)) {
+                cause.clone_into(why);
+            }
             for line in words.iter().filter(|line| !line.is_empty()) {
                 why.push_str("\n    ");
                 why.push_str(line);
@@ -359,6 +376,19 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         let mut parser = Parser::new("");
         let shown: String = text.lines().filter(|line| parser.line(line)).collect();
         assert!(shown.contains("indented words") && !shown.contains("not root"), "{shown}");
+    }
+
+    #[test]
+    fn the_first_line_of_a_failure_is_its_cause() {
+        let text = "running 2 tests\ntest a ... said before\nError: no socket\n\nCaused by:\n    none\nFAILED\n\
+                    test b ... thread 'b' panicked at b.rs:1:1:\n1 is not 2\nnote: run with\nFAILED\n\
+                    test result: FAILED. 0 passed; 2 failed";
+        let cases = parse(text, 101);
+        let first = |name| match named(&cases, name) {
+            Outcome::Failed(why) => why.lines().next().unwrap_or_default(),
+            other => panic!("{name}: {other:?}"),
+        };
+        assert_eq!((first("a"), first("b")), ("Error: no socket", "1 is not 2"));
     }
 
     #[test]

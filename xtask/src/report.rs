@@ -30,17 +30,19 @@ pub(crate) fn unexpected_skips(stages: &[Stage]) -> usize {
 /// Everything but the last line.
 pub(crate) fn table(stages: &[Stage]) -> String {
     let width = stages.iter().map(|stage| stage.name.len()).max().unwrap_or(0);
-    let mut text = String::new();
+    // What failed comes last: of a long log the end is what people see.
+    let (mut text, mut failed) = (String::new(), String::new());
     for stage in stages {
         for case in &stage.cases {
-            let (word, reason) = match &case.outcome {
+            let (list, word, reason) = match &case.outcome {
                 Outcome::Passed => continue,
-                Outcome::Failed(why) => ("FAILED", why),
-                Outcome::Skipped { reason, .. } => ("skipped", reason),
+                Outcome::Failed(why) => (&mut failed, "FAILED", why),
+                Outcome::Skipped { reason, .. } => (&mut text, "skipped", reason),
             };
-            let _ = writeln!(text, "{word} [{}] {}: {reason}", stage.name, case.name);
+            let _ = writeln!(list, "{word} [{}] {}: {reason}", stage.name, case.name);
         }
     }
+    text.push_str(&failed);
     for stage in stages {
         let took = stage.took.as_secs_f64();
         let counts = count(&stage.cases).to_string();
