@@ -323,6 +323,8 @@ impl StormShield {
             flooder.calm_since_us.is_none_or(|t| now_us.saturating_sub(t) < HOLD_US)
         });
         self.restart(now_us, tally, queued_bytes);
+        // With nothing left to watch, the next window begins when something is left behind again.
+        self.counting = self.is_up() || backlog.is_some();
         true
     }
 
