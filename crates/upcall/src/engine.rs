@@ -205,6 +205,11 @@ impl Engine {
         &self.shared
     }
 
+    /// When its last work began, by the clock of what it shares.
+    pub(crate) fn now_us(&self) -> u64 {
+        self.now_us
+    }
+
     /// Is there so much waiting from this socket that helping comes before reading?
     pub(crate) fn is_crowded(&self, source: &Source) -> bool {
         source.spread && self.shared.lanes.waiting() >= DEFERRED_MAX
@@ -343,7 +348,7 @@ impl Engine {
         let mixed = self.other_flows * ROUND_MAX >= received * WORK_MAX;
         if source.spread || slow && mixed {
             let wanted = self.shared.lanes.waiting().div_ceil(WORK_MAX);
-            source.spread = self.shared.crew.call(wanted);
+            source.spread = self.shared.crew.call(wanted, now_us);
         }
     }
 

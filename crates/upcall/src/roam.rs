@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ovs_features::cpu;
@@ -34,58 +35,62 @@ pub(crate) struct Room {
 }
 
 /// Where one worker thread is, for itself and for those who move it.
-#[derive(Debug)]
-pub(crate) struct Roam(Mutex<Whereabouts>);
-
-#[derive(Debug)]
-struct Whereabouts {
-    room: Room,
-    away: bool,
+#[derive(Debug, Default)]
+pub(crate) struct Roam {
+    room: Mutex<Room>,
+    /// Written by who holds the room.
+    away: AtomicBool,
 }
 
 impl Roam {
     pub(crate) fn new(room: Room) -> Self {
-        Self(Mutex::new(Whereabouts { room, away: false }))
+        Self { room: Mutex::new(room), away: AtomicBool::new(false) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Whereabouts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Room> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Is the thread away from where it belongs?
+    pub(crate) fn is_away(&self) -> bool {
+        self.away.load(Ordering::Relaxed)
     }
 
     /// Keeps the calling thread near.
     pub(crate) fn settle(&self) -> io::Result<()> {
-        cpu::set_affinity(None, &self.lock().room.near)
+        cpu::set_affinity(None, &self.lock().near)
     }
 
     /// Moves the thread to other CPUs for good.
     pub(crate) fn move_to(&self, thread: Pid, room: &Room) -> io::Result<()> {
         let mut is = self.lock();
         cpu::set_affinity(Some(thread), &room.near)?;
-        *is = Whereabouts { room: room.clone(), away: false };
+        is.clone_from(room);
+        self.away.store(false, Ordering::Relaxed);
         Ok(())
     }
 
     /// CPUs where the thread belongs, as the kernel has them; while it is away, those that it will
     /// come back to.
     pub(crate) fn belongs_to(&self, thread: Pid) -> io::Result<Vec<usize>> {
-        let is = self.lock();
-        if is.away { Ok(is.room.near.clone()) } else { cpu::affinity(Some(thread)) }
+        let room = self.lock();
+        if self.is_away() { Ok(room.near.clone()) } else { cpu::affinity(Some(thread)) }
     }
 
     /// Lets the calling thread go far, or brings it back. `false` if it may not, or is there.
-    fn be_away(&self, away: bool) -> bool {
-        let mut is = self.lock();
-        if is.away == away || is.room.near == is.room.far {
+    pub(crate) fn be_away(&self, away: bool) -> bool {
+        let room = self.lock();
+        let Room { near, far } = &*room;
+        if self.is_away() == away || near == far {
             return false;
         }
-        let Room { near, far } = &is.room;
         // Not the CPU it leaves: a running thread stays where it may until the scheduler finds it.
         let elsewhere = far.iter().filter(|cpu| !near.contains(cpu)).copied().collect();
         let cpus = if away { elsewhere } else { near.clone() };
         let moved = cpu::set_affinity(None, &cpus);
         let cpus = cpu::list_text(&cpus);
         tracing::debug!(away, cpus, ?moved, "a worker goes where it can run");
-        is.away = away && moved.is_ok();
+        self.away.store(away && moved.is_ok(), Ordering::Relaxed);
         moved.is_ok()
     }
 }
@@ -93,7 +98,7 @@ impl Roam {
 /// Watches over the thread that made it.
 #[derive(Debug)]
 pub(crate) struct Roamer {
-    roam: Arc<Roam>,
+    pub(crate) roam: Arc<Roam>,
     /// What the scheduler says of the thread (`/proc/PID/task/TID/schedstat`); `None` if it does not.
     schedstat: Option<File>,
     judge: Judge,

@@ -210,7 +210,7 @@ fn run(
     let desk = Rc::new(Desk {
         shared: shared.clone(),
         engine: RefCell::new(engine),
-        mate: shared.crew.join(),
+        mate: shared.crew.join(roamer.roam.clone()),
         look_again: Notify::new(),
         wakes,
         roamer: RefCell::new(roamer),

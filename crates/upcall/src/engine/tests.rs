@@ -276,7 +276,7 @@ fn a_handler_that_panics_costs_its_own_packet() {
 #[test]
 fn others_are_called_for_several_flows_and_not_for_one() {
     let mut bench = Bench::new();
-    let _has_nothing_to_do = bench.engine.shared().crew.join();
+    let _has_nothing_to_do = bench.engine.shared().crew.join(Arc::default());
     bench.round(&vec![upcall(SLOW); ROUND_MAX]);
     assert!(!bench.source.spread, "one after the other, whoever handles them");
     let other = |n: usize| if n.is_multiple_of(2) { upcall(SLOW) } else { other_source(SLOW) };

@@ -41,6 +41,11 @@ impl Desk {
         done
     }
 
+    /// Says that the last work was to read.
+    pub(super) fn has_read(&self) {
+        self.mate.has_read(self.engine.borrow().now_us());
+    }
+
     /// Helps other workers when they call.
     pub(super) async fn come_when_called(self: Rc<Self>) {
         loop {

@@ -71,6 +71,7 @@ impl Reader {
         if self.carries == Carries::AnyFlow && self.desk.engine.borrow().reads_in_order() {
             ready.clear();
             let all = self.desk.work(Engine::read_in_order)?;
+            self.desk.has_read();
             if all {
                 return Ok(());
             }
@@ -129,6 +130,9 @@ impl Reader {
         let round = self.desk.work(|engine| engine.round(&mut source, tally, recv));
         drop(shield);
         let round = round?;
+        if round.received > 0 {
+            self.desk.has_read();
+        }
         if round.is_cut_short() {
             return Ok(Next::ReadAgain);
         }

@@ -99,7 +99,7 @@ fn a_flow_that_drops_is_answered_too() {
 fn what_waited_is_answered_from_the_plan_of_its_worker() {
     let mut asked = Asked::new(InstallPolicy::Wildcard, true);
     asked.bench.source.spread = true;
-    let _has_nothing_to_do = asked.bench.engine.shared().crew.join();
+    let _has_nothing_to_do = asked.bench.engine.shared().crew.join(Arc::default());
     let burst: Vec<_> = (60..66).map(upcall).collect();
     assert_eq!(asked.round(&burst), [60]);
     assert_eq!(asked.counted(), (6, 5, 5));
