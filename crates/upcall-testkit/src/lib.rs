@@ -33,7 +33,7 @@ pub use error::{Error, Result};
 pub use links::{Link, Links, Veth};
 pub use netns::{NetNs, NsThread, skip, skip_unless_root};
 pub use ping::{PingPlan, PingReport};
-pub use raw::{Frame, RawSocket, VlanTag};
+pub use raw::{Frame, RawSocket, SegmentSender, VlanTag};
 pub use topology::{Host, Hosts, HostsConfig};
 pub use traffic::{Stamp, Tally, Totals};
 pub use wait::wait_until;

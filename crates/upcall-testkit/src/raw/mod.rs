@@ -1,6 +1,7 @@
 //! Whole Ethernet frames, sent and received on one link: what an ordinary socket cannot say or see.
 
 mod frame;
+mod segments;
 
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
@@ -19,6 +20,7 @@ use crate::netns::NetNs;
 
 pub(crate) use frame::udp_payload;
 pub use frame::{ETHERTYPE_EXPERIMENTAL, Frame, TcpFlags, VlanTag};
+pub use segments::SegmentSender;
 
 /// Longest frame that is received whole, in bytes: larger than any GSO packet.
 pub const FRAME_BYTES_MAX: usize = 70_000;
@@ -40,11 +42,12 @@ mod option {
         unsafe_code,
         missing_docs,
         reason = "nix declares socket options it does not know by this macro, which holds the system \
-                  call; rustix 1.1 and nix 0.31 both lack PACKET_AUXDATA"
+                  call; rustix 1.1 and nix 0.31 both lack these two"
     )]
     // The macro calls itself and its sister without a path.
     use nix::{setsockopt_impl, sockopt_impl};
     sockopt_impl!(PacketAuxdata, SetOnly, libc::SOL_PACKET, libc::PACKET_AUXDATA, bool);
+    sockopt_impl!(PacketVnetHeader, SetOnly, libc::SOL_PACKET, libc::PACKET_VNET_HDR, i32);
 }
 
 /// A packet socket bound to one link. It sends frames as they are, and receives every frame that

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use ovs_datapath::Control;
 use ovs_wire::datapath::DatapathStats;
+use upcall_testkit::raw::TcpFlags;
 use upcall_testkit::topology::HOST_LINK;
 use upcall_testkit::{Frame, Hosts, RawSocket, Veth, wait_until};
 
@@ -19,7 +20,7 @@ const SOURCE_ADDRESS: usize = 14 + 12;
 const SOURCE_PORT: usize = 14 + 20;
 const CHECKSUM: usize = 14 + 20 + 6;
 /// Payload of a frame: with the headers 66 bytes, which is about the shortest that there is.
-const PAYLOAD_BYTES: usize = 24;
+pub(crate) const PAYLOAD_BYTES: usize = 24;
 
 /// Two hosts and more, a contestant that joins them in pairs, and a voice at each.
 pub(crate) struct Bed {
@@ -103,12 +104,22 @@ pub(crate) fn frame(host: usize) -> Result<Vec<u8>> {
 
 /// As [`frame`], with this payload.
 pub(crate) fn frame_with(host: usize, payload: &[u8]) -> Result<Vec<u8>> {
-    let frame = Frame::new([2, 0, 0, 1, 0, host as u8], [2, 0, 0, 2, 0, (host ^ 1) as u8]);
     let from = SocketAddr::from(([10, 1, 0, host as u8], 1));
-    let mut bytes = frame.udp(from, SocketAddr::from(([10, 2, 0, 1], 9)), payload)?;
+    let mut bytes = ends(host).udp(from, SocketAddr::from(([10, 2, 0, 1], 9)), payload)?;
     // No checksum, so that the source may change.
     bytes[CHECKSUM..CHECKSUM + 2].fill(0);
     Ok(bytes)
+}
+
+/// A TCP frame as [`frame`], whose payload is of so many segments.
+pub(crate) fn segments(host: usize, count: usize) -> Result<Vec<u8>> {
+    let from = SocketAddr::from(([10, 1, 0, host as u8], 1));
+    let (to, start) = (SocketAddr::from(([10, 2, 0, 1], 9)), (1, TcpFlags::default()));
+    Ok(ends(host).tcp(from, to, start, &vec![0; count * PAYLOAD_BYTES])?)
+}
+
+fn ends(host: usize) -> Frame {
+    Frame::new([2, 0, 0, 1, 0, host as u8], [2, 0, 0, 2, 0, (host ^ 1) as u8])
 }
 
 /// Makes `frame` one of flow `number`.
