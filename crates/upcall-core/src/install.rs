@@ -11,14 +11,18 @@
 //!
 //! Between the look that finds the socket empty and the flow's arrival in the kernel there is room for a
 //! packet that another CPU sends. So where more than one upcall came, which shows that somebody is sending,
-//! an install waits for a pause of its flow, or goes in right behind an upcall that came after one. An upcall
-//! that came alone waits for nobody.
+//! an install waits until its flow is silent, or has come alone and behind a pause twice in a row: then it goes
+//! in right behind the second, when the next one is farthest away. Once may be a sender that was kept from
+//! running within a burst. An upcall that came alone waits for nobody.
 //!
 //! What still slips through, upcalls read after the FLOW_PUT was sent, is counted as stragglers.
 
 use std::collections::VecDeque;
 
 use hashbrown::HashTable;
+
+/// Upcalls in a row that came alone and behind a pause, of a flow whose packets come one by one.
+const APART_MIN: u8 = 2;
 
 /// Bounds of an [`InstallPlan`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +37,10 @@ pub struct InstallLimits {
     /// How long it may be put off in any case, in microseconds: the socket may never be read empty.
     pub wait_us_max: u64,
     /// Time without an upcall of its flow for which an install waits while there is traffic
-    /// ([`Observed::busy`]), in microseconds: longer than a sender pauses within a burst.
+    /// ([`Observed::busy`]), in microseconds: longer than a sender rests between two packets that follow each other.
+    pub silence_us: u64,
+    /// Time between two upcalls of a flow that makes them packets with a pause, in microseconds: longer than a
+    /// sender takes from one packet of a burst to the next.
     pub pause_us: u64,
     /// Flows remembered after their installation was sent, to know stragglers.
     pub recent_max: usize,
@@ -48,7 +55,8 @@ impl Default for InstallLimits {
             upcalls_max: 128,
             rounds_max: 64,
             wait_us_max: 50_000,
-            pause_us: 200,
+            silence_us: 1_000,
+            pause_us: 100,
             recent_max: 1024,
             recent_us: 100_000,
         }
@@ -87,8 +95,8 @@ struct Pending {
     busy: bool,
     /// The end of the last round with an upcall of the flow.
     touched_us: u64,
-    /// Did that come alone, behind a pause?
-    slow: bool,
+    /// Upcalls up to that one which each came alone, behind a pause.
+    apart: u8,
 }
 
 impl Pending {
@@ -99,16 +107,16 @@ impl Pending {
     }
 
     /// Ends a round. Is now a time when no packet of the flow is to be expected?
-    fn has_paused(&mut self, seen: Observed, pause_us: u64) -> bool {
+    fn has_paused(&mut self, seen: Observed, limits: &InstallLimits) -> bool {
         let silent_us = seen.now_us.saturating_sub(self.touched_us);
-        let paused = silent_us >= pause_us;
         self.busy |= seen.busy;
         if self.now > 0 {
-            self.slow = self.now == 1 && self.put_off && paused;
+            let apart = self.now == 1 && self.put_off && silent_us >= limits.pause_us;
+            self.apart = if apart { self.apart.saturating_add(1) } else { 0 };
             self.touched_us = seen.now_us;
             return false;
         }
-        !self.busy || self.slow || paused
+        !self.busy || self.apart >= APART_MIN || silent_us >= limits.silence_us
     }
 
     fn has_waited_enough(&self, now_us: u64, limits: &InstallLimits) -> bool {
@@ -221,7 +229,7 @@ impl InstallPlan {
             put_off: false,
             busy: false,
             touched_us: now_us,
-            slow: false,
+            apart: 0,
         });
         let pending = &self.pending;
         self.index.insert_unique(flow, at, |&at| pending[at].flow);
@@ -262,7 +270,7 @@ impl InstallPlan {
         let mut pending = std::mem::take(&mut self.pending);
         pending.retain_mut(|install| {
             let message = &bytes[install.start..install.end];
-            let paused = install.has_paused(seen, self.limits.pause_us);
+            let paused = install.has_paused(seen, &self.limits);
             let proven = seen.drained && paused && !waits(install.lane);
             let forced = install.has_waited_enough(seen.now_us, &self.limits);
             let due = proven || forced;

@@ -115,6 +115,7 @@ pub(crate) fn plan() -> InstallPlan {
         wait_us_max: u64::MAX,
         recent_us: 100,
         // A step takes a microsecond.
+        silence_us: 5,
         pause_us: 3,
         ..InstallLimits::default()
     })

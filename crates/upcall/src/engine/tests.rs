@@ -124,7 +124,7 @@ impl Bench {
 
 /// Lets pass what an install waits for where there is traffic.
 fn pause() {
-    std::thread::sleep(Duration::from_micros(InstallLimits::default().pause_us));
+    std::thread::sleep(Duration::from_micros(InstallLimits::default().silence_us));
 }
 
 /// An upcall of a packet of `len` bytes that came in by port 1.
