@@ -97,15 +97,14 @@ impl Crew {
         self.mates.load_full()
     }
 
-    /// Calls up to `wanted` of those that are free, one for each CPU that has nothing to do: a worker that is
-    /// away from its own uses another's. `true` if somebody helps: work that waits will find a worker.
+    /// Calls up to `wanted` of those that are free, one for each CPU that has room. `true` if somebody helps:
+    /// work that waits will find a worker.
     pub(crate) fn call(&self, wanted: usize, now_us: u64) -> bool {
         let mates = self.mates.load();
-        let away = mates.iter().filter(|mate| mate.roam.is_away()).count();
-        let free = || mates.iter().filter(|mate| mate.is_free(now_us));
-        let room = free().count().saturating_sub(away);
         let mut any = self.helping.load(Ordering::Relaxed) > 0;
-        for mate in free().take(wanted.max(1).min(room)) {
+        let room = room(&mates, now_us);
+        let free = mates.iter().filter(|mate| mate.is_free(now_us));
+        for mate in free.take(wanted.max(1).min(room)) {
             any = true;
             mate.begin();
             mate.call.notify_one();
@@ -113,9 +112,9 @@ impl Crew {
         any
     }
 
-    /// Is there a worker that does nothing?
-    pub(crate) fn anyone_idle(&self) -> bool {
-        self.mates.load().iter().any(|mate| !mate.busy.load(Ordering::Relaxed))
+    /// Is there a CPU of a worker that has nothing to do?
+    pub(crate) fn has_room(&self, now_us: u64) -> bool {
+        room(&self.mates.load(), now_us) > 0
     }
 
     /// Calls one worker, whatever it does: there is something to do that its last look did not find.
@@ -132,6 +131,12 @@ impl Crew {
         self.helping.fetch_add(1, Ordering::Relaxed);
         Helping(self)
     }
+}
+
+/// CPUs of workers that are free; a worker that is away from its own uses another's.
+fn room(mates: &[Arc<Mate>], now_us: u64) -> usize {
+    let free = mates.iter().filter(|mate| mate.is_free(now_us)).count();
+    free.saturating_sub(mates.iter().filter(|mate| mate.roam.is_away()).count())
 }
 
 /// See [`Crew::help`].
@@ -174,7 +179,7 @@ mod tests {
         own.begin();
         let mates = [(); 2].map(|()| crew.join(Arc::default()));
         std::thread::spawn(move || assert_eq!(roam.be_away(true), cpus.len() > 1)).join().unwrap();
-        assert!(crew.call(2, NOW_US));
+        assert!(crew.has_room(NOW_US) && crew.call(2, NOW_US));
         let called = mates.iter().filter(|mate| mate.at_work().is_some()).count();
         assert_eq!(called, if own.roam.is_away() { 1 } else { 2 });
     }

@@ -1,4 +1,5 @@
-//! A worker leaves its CPU while others keep it from running there and there is room elsewhere.
+//! A worker leaves its CPU while others keep it from running there and there is room elsewhere: where another
+//! worker has had nothing to do for a while. Two that are both kept from running would only change places.
 //!
 //! Near the CPU whose upcalls it reads a wake-up is cheap. But what sends the packets may run there too
 //! and take all of it; then the scheduler shares the CPU between the two, however idle the others are.
@@ -125,7 +126,7 @@ impl Roamer {
         }
         let Some(waited_us) = waited_us(schedstat) else { return };
         if self.judge.is_kept_from_running(now_us, waited_us)
-            && crew.anyone_idle()
+            && crew.has_room(now_us)
             && self.roam.be_away(true)
         {
             self.judge.left(now_us);
