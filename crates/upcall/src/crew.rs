@@ -8,9 +8,11 @@ use tokio::sync::Notify;
 
 use crate::roam::Roam;
 
-/// Who has read nothing for so long, in microseconds, has time for others. Not who rests between two rounds of
-/// its own: its CPU is in use, and what it does for others it keeps from its own sockets.
-pub(crate) const FREE_US: u64 = 2_000;
+/// How far back it is remembered what part of its time a worker reads, in microseconds.
+const SPAN_US: u64 = 8_000;
+/// Who reads for less than one part in so many has time for others. Time is that of the wall: of a worker whose CPU
+/// others use too, much goes by while it reads, and it has none.
+const FREE_PART: u64 = 4;
 
 /// A worker, as the others see it.
 #[derive(Debug, Default)]
@@ -19,8 +21,9 @@ pub(crate) struct Mate {
     thread: String,
     roam: Arc<Roam>,
     busy: AtomicBool,
-    /// When it last read something; 0 if it never did.
+    /// How long it has read since then, what is older faded.
     read_us: AtomicU64,
+    since_us: AtomicU64,
     /// Pieces of work that it has done.
     works: AtomicU64,
     call: Notify,
@@ -38,15 +41,22 @@ impl Mate {
         self.busy.store(false, Ordering::Relaxed);
     }
 
-    /// Says that it read something out of its own sockets.
-    pub(crate) fn has_read(&self, now_us: u64) {
-        self.read_us.store(now_us, Ordering::Relaxed);
+    /// Says that it read its own sockets in that time. What it does for others does not count.
+    pub(crate) fn has_read(&self, from_us: u64, now_us: u64) {
+        let mut read_us = self.read_us.load(Ordering::Relaxed) + now_us.saturating_sub(from_us);
+        let mut span_us = now_us.saturating_sub(self.since_us.load(Ordering::Relaxed));
+        if span_us > 2 * SPAN_US {
+            read_us = read_us * SPAN_US / span_us;
+            span_us = SPAN_US;
+        }
+        self.read_us.store(read_us, Ordering::Relaxed);
+        self.since_us.store(now_us - span_us, Ordering::Relaxed);
     }
 
     fn is_free(&self, now_us: u64) -> bool {
-        let read_us = self.read_us.load(Ordering::Relaxed);
-        let rests = read_us == 0 || now_us.saturating_sub(read_us) >= FREE_US;
-        rests && !self.busy.load(Ordering::Relaxed)
+        let span_us = now_us.saturating_sub(self.since_us.load(Ordering::Relaxed)).max(SPAN_US);
+        let has_time = self.read_us.load(Ordering::Relaxed) * FREE_PART < span_us;
+        has_time && !self.busy.load(Ordering::Relaxed)
     }
 
     /// The number of the piece of work that it is at, if it is.
@@ -153,21 +163,35 @@ mod tests {
     use super::*;
     use crate::roam::Room;
 
-    const NOW_US: u64 = 10 * FREE_US;
+    const NOW_US: u64 = 10 * SPAN_US;
+
+    /// Reads for `read_us` of each millisecond, up to [`NOW_US`].
+    fn reads(mate: &Mate, read_us: u64) {
+        (0..NOW_US).step_by(1_000).for_each(|us| mate.has_read(us, us + read_us));
+    }
 
     #[test]
-    fn only_who_has_read_nothing_for_a_while_is_called() {
+    fn only_who_has_time_is_called() {
         let crew = Crew::default();
-        let [busy, reads, free] = [(); 3].map(|()| crew.join(Arc::default()));
+        let [busy, reader, free] = [(); 3].map(|()| crew.join(Arc::default()));
         busy.begin();
-        reads.has_read(NOW_US - FREE_US + 1);
+        reads(&reader, 300);
+        reads(&free, 200);
         assert!(crew.call(3, NOW_US));
-        assert!(free.at_work().is_some() && reads.at_work().is_none());
+        assert!(free.at_work().is_some() && reader.at_work().is_none());
         assert!(!crew.call(3, NOW_US), "nobody is left");
-        free.end();
         let _helping = crew.help();
-        free.has_read(NOW_US);
         assert!(crew.call(1, NOW_US), "somebody is at it");
+    }
+
+    #[test]
+    fn what_a_worker_read_fades() {
+        let mate = Mate::default();
+        assert!(mate.is_free(0), "it has not read yet");
+        reads(&mate, 1_000);
+        assert!(!mate.is_free(NOW_US) && mate.is_free(NOW_US + 8 * SPAN_US));
+        mate.has_read(NOW_US + 8 * SPAN_US, NOW_US + 8 * SPAN_US + 100);
+        assert!(mate.is_free(NOW_US + 8 * SPAN_US + 100));
     }
 
     #[test]

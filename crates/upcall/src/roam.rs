@@ -1,5 +1,5 @@
 //! A worker leaves its CPU while others keep it from running there and there is room elsewhere: where another
-//! worker has had nothing to do for a while. Two that are both kept from running would only change places.
+//! worker has time. Two that are both kept from running would only change places.
 //!
 //! Near the CPU whose upcalls it reads a wake-up is cheap. But what sends the packets may run there too
 //! and take all of it; then the scheduler shares the CPU between the two, however idle the others are.

@@ -43,7 +43,7 @@ impl Desk {
 
     /// Says that the last work was to read.
     pub(super) fn has_read(&self) {
-        self.mate.has_read(self.engine.borrow().now_us());
+        self.mate.has_read(self.engine.borrow().now_us(), self.shared.now_us());
     }
 
     /// Helps other workers when they call.
