@@ -55,7 +55,7 @@ impl Default for InstallLimits {
             upcalls_max: 128,
             rounds_max: 64,
             wait_us_max: 50_000,
-            silence_us: 1_000,
+            silence_us: 300,
             pause_us: 100,
             recent_max: 1024,
             recent_us: 100_000,

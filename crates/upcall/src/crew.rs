@@ -143,10 +143,10 @@ impl Crew {
     }
 }
 
-/// CPUs of workers that are free; a worker that is away from its own uses another's.
+/// CPUs of workers that are free; one that is not, and away from its own, uses another's.
 fn room(mates: &[Arc<Mate>], now_us: u64) -> usize {
-    let free = mates.iter().filter(|mate| mate.is_free(now_us)).count();
-    free.saturating_sub(mates.iter().filter(|mate| mate.roam.is_away()).count())
+    let (free, busy): (Vec<_>, Vec<_>) = mates.iter().partition(|mate| mate.is_free(now_us));
+    free.len().saturating_sub(busy.iter().filter(|mate| mate.roam.is_away()).count())
 }
 
 /// See [`Crew::help`].

@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ovs_features::cpu;
 use rustix::process::Pid;
@@ -111,26 +112,24 @@ impl Roamer {
         Self { roam, schedstat, judge: Judge::default() }
     }
 
-    /// To be called when the worker is woken: comes back when it is time.
+    /// To be called when the worker is woken, and when it has stayed away for as long as it wanted: comes back
+    /// when it is time.
     pub(crate) fn woken(&mut self, now_us: impl FnOnce() -> u64) {
         if self.judge.away_until_us > 0 && self.judge.is_over(now_us()) {
             self.roam.be_away(false);
         }
     }
 
-    /// To be called when there is more to do than one round does.
-    pub(crate) fn busy(&mut self, now_us: u64, crew: &Crew) {
-        let Some(schedstat) = &self.schedstat else { return };
-        if !self.judge.is_due(now_us) {
-            return;
+    /// To be called when there is more to do than one round does. Gives how long the worker stays away, if it
+    /// leaves: what it reads may come by another's socket by then, and nobody wake it.
+    pub(crate) fn busy(&mut self, now_us: u64, crew: &Crew) -> Option<Duration> {
+        let schedstat = self.schedstat.as_ref().filter(|_| self.judge.is_due(now_us))?;
+        let kept = self.judge.is_kept_from_running(now_us, waited_us(schedstat)?);
+        if !(kept && crew.has_room(now_us) && self.roam.be_away(true)) {
+            return None;
         }
-        let Some(waited_us) = waited_us(schedstat) else { return };
-        if self.judge.is_kept_from_running(now_us, waited_us)
-            && crew.has_room(now_us)
-            && self.roam.be_away(true)
-        {
-            self.judge.left(now_us);
-        }
+        self.judge.left(now_us);
+        Some(Duration::from_micros(self.judge.stay_us))
     }
 }
 

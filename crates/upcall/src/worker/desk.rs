@@ -46,6 +46,19 @@ impl Desk {
         self.mate.has_read(self.engine.borrow().now_us(), self.shared.now_us());
     }
 
+    /// Leaves the worker's CPU for a while if others keep it from running there.
+    pub(super) fn may_leave(self: &Rc<Self>) {
+        let shared = &self.shared;
+        let stay = self.roamer.borrow_mut().busy(shared.clock.now_us(), &shared.crew);
+        if let Some(stay) = stay {
+            let desk = self.clone();
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(stay).await;
+                desk.roamer.borrow_mut().woken(|| desk.shared.clock.now_us());
+            });
+        }
+    }
+
     /// Helps other workers when they call.
     pub(super) async fn come_when_called(self: Rc<Self>) {
         loop {

@@ -86,7 +86,7 @@ impl Reader {
                 Next::ReadAgain | Next::Yield => {
                     again = false;
                     self.desk.wakes.looks_anew();
-                    self.desk.roamer.borrow_mut().busy(shared.clock.now_us(), &shared.crew);
+                    self.desk.may_leave();
                     tokio::task::yield_now().await;
                 }
                 Next::Pause => tokio::time::sleep(LOOK_AGAIN).await,

@@ -184,26 +184,23 @@ fn upcalls_of_a_cpu_are_read_on_it_and_those_of_others_are_read_too() -> TestRes
 }
 
 /// Sends frames to nobody from `cpu`, until told to stop, with `pause` between them.
-fn send_from(hosts: &Hosts, cpu: usize, pause: Duration, stop: &AtomicBool) -> Result<()> {
+fn send_from(hosts: &Hosts, cpu: usize, stop: &AtomicBool) -> Result<()> {
     cpu::pin_to(cpu)?;
     let link = RawSocket::open(&hosts[0].ns, HOST_LINK)?;
     let frame = Frame::new(hosts[0].mac, hosts[1].mac).raw(ETHERTYPE_EXPERIMENTAL, b"on it goes");
     while !stop.load(Ordering::Relaxed) {
         // Refused while the device's queue is full: all the same here.
         let _ = link.send(&frame);
-        if !pause.is_zero() {
-            thread::sleep(pause);
-        }
     }
     Ok(())
 }
 
 /// Waits until worker 0 may run on `cpus`, while frames are sent from its CPU.
-fn wait_while_sending(lab: &Lab, pause: Duration, cpus: &[usize]) -> Result<()> {
+fn wait_while_sending(lab: &Lab, cpus: &[usize]) -> Result<()> {
     let stop = AtomicBool::new(false);
     let pid = lab.daemon.pid();
     thread::scope(|scope| {
-        let sender = scope.spawn(|| send_from(&lab.hosts, home()?[0], pause, &stop));
+        let sender = scope.spawn(|| send_from(&lab.hosts, home()?[0], &stop));
         let there = wait_until("worker 0 to go", SOON, || {
             workers(pid).is_ok_and(|workers| workers[0] == cpus)
         });
@@ -224,10 +221,11 @@ fn a_worker_leaves_a_cpu_that_others_take_and_comes_back() -> TestResult {
     }
     let home = home()?;
     let lab = lab("per-cpu", |builder| builder)?;
-    wait_while_sending(&lab, Duration::ZERO, &home[1..])?;
+    wait_while_sending(&lab, &home[1..])?;
     let others = workers(lab.daemon.pid())?.split_off(1);
     ensure!(others == near("per-cpu", &home[1..]), "the others had peace: {others:?}");
-    wait_while_sending(&lab, Duration::from_millis(50), &home[..1])?;
+    // Without a packet that would wake it.
+    wait_workers(&lab.daemon, "nothing comes up", &near("per-cpu", &home))?;
     let log = lab.daemon.log();
     ensure!(!log.contains("workers moved"), "nobody else moves it: {log}");
     lab.finish_after_races()?;
