@@ -4,13 +4,13 @@ mod frame;
 mod segments;
 
 use std::fmt;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, MultiHeaders, SockFlag, SockProtocol,
-    SockType, bind, recvmsg, send, sendmmsg, setsockopt, socket,
+    AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind,
+    recvmsg, send, setsockopt, socket,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -105,23 +105,6 @@ impl RawSocket {
         send(self.fd.as_raw_fd(), frame, MsgFlags::empty())
             .map(drop)
             .map_err(Error::system(format!("send a frame of {} bytes", frame.len())))
-    }
-
-    /// Sends frames as [`RawSocket::send`] does, in one system call.
-    ///
-    /// # Errors
-    /// [`Error::System`], also when the kernel took the first few of them alone.
-    pub fn send_all(&self, frames: &[Vec<u8>]) -> Result<()> {
-        let context = || format!("send {} frames", frames.len());
-        let slices: Vec<_> = frames.iter().map(|frame| [IoSlice::new(frame)]).collect();
-        let mut headers = MultiHeaders::<()>::preallocate(frames.len(), None);
-        let (nobody, fd) = (vec![None; frames.len()], self.fd.as_raw_fd());
-        let sent = sendmmsg(fd, &mut headers, &slices, nobody, [], MsgFlags::empty());
-        let sent = sent.map_err(Error::system(context()))?.count();
-        if sent < frames.len() {
-            return Err(Error::Invalid(format!("{}: {sent} were taken", context())));
-        }
-        Ok(())
     }
 
     /// The next frame that arrives within `timeout`; `None` if none does.
