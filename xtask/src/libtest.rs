@@ -121,8 +121,12 @@ impl Parser {
         {
             let name = name.trim_end_matches(" - should panic").to_owned();
             self.running.insert(name.clone(), Outcome::Passed);
+            // What is said on stderr comes before the line that it was said in, where that comes whole.
+            let early =
+                if self.is_explained() { std::mem::take(&mut self.words) } else { VecDeque::new() };
             self.current = Some(name.clone());
             self.speaks(Some(name));
+            self.words = early;
             self.word(rest.trim_start());
         } else if let Some(name) =
             line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"))
@@ -146,6 +150,12 @@ impl Parser {
             self.words.pop_front();
         }
         self.words.push_back(words.trim_end().to_owned());
+    }
+
+    /// Does the one that spoke last need no more words: it has ended, and has not failed?
+    fn is_explained(&self) -> bool {
+        let outcome = self.speaker.as_ref().and_then(|last| self.running.get(last));
+        self.current.is_none() && !matches!(outcome, Some(Outcome::Failed(_)))
     }
 
     /// From here on it is another test that speaks: what the last one said explains its failure.
@@ -174,7 +184,10 @@ impl Parser {
                 self.in_failures = text == "failures:";
                 self.in_successes = !self.in_failures;
             }
-            "ok" => self.current = None,
+            "ok" => {
+                self.current = None;
+                self.words.clear();
+            }
             "FAILED" => {
                 if let Some(name) = self.current.take() {
                     self.fail(&name, "failed");
@@ -389,6 +402,25 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
             other => panic!("{name}: {other:?}"),
         };
         assert_eq!((first("a"), first("b")), ("Error: no socket", "1 is not 2"));
+    }
+
+    #[test]
+    fn what_comes_on_stderr_is_its_tests_whether_early_or_late() {
+        let mut parser = Parser::new("");
+        parser.line("running 3 tests");
+        parser.line("test a ... ok");
+        parser.error_line("Error: early");
+        parser.line("test b ... FAILED");
+        parser.line("test c ... FAILED");
+        parser.error_line("Error: late");
+        parser.line("test result: FAILED. 1 passed; 2 failed");
+        let cases = parser.finish(101);
+        let failed = |name, cause: &str| {
+            let why = format!("{cause}\n    {cause}");
+            assert_eq!(*named(&cases, name), Outcome::Failed(why));
+        };
+        failed("b", "Error: early");
+        failed("c", "Error: late");
     }
 
     #[test]
