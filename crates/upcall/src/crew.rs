@@ -145,8 +145,9 @@ impl Crew {
 
 /// CPUs of workers that are free; one that is not, and away from its own, uses another's.
 fn room(mates: &[Arc<Mate>], now_us: u64) -> usize {
-    let (free, busy): (Vec<_>, Vec<_>) = mates.iter().partition(|mate| mate.is_free(now_us));
-    free.len().saturating_sub(busy.iter().filter(|mate| mate.roam.is_away()).count())
+    let free = mates.iter().filter(|mate| mate.is_free(now_us)).count();
+    let guests = mates.iter().filter(|mate| mate.roam.is_away() && !mate.is_free(now_us)).count();
+    free.saturating_sub(guests)
 }
 
 /// See [`Crew::help`].
