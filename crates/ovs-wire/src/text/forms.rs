@@ -150,6 +150,23 @@ impl Show {
             _ => u128::MAX >> (128 - 8 * len),
         }
     }
+
+    /// Whether the text of a field can be read again. The kernel accepts no others, but bytes that
+    /// someone wrote as such may hold them.
+    pub(super) fn has_text(self, key: &[u8], mask: Option<&[u8]>) -> bool {
+        match self {
+            Self::Frag => {
+                let bits = mask.map_or(0xff, |mask| mask[0]);
+                bits == 0 || bits == 0xff && (key[0] as usize) < FRAG_NAMES.len()
+            }
+            Self::Label => {
+                let full = self.full(key.len());
+                let whole = |mask: &[u8]| be(mask) & full == full;
+                be(key) <= full && mask.is_none_or(|mask| whole(mask) || be(mask) < full)
+            }
+            _ => true,
+        }
+    }
 }
 
 /// A big-endian number.

@@ -102,13 +102,15 @@ fn has_text(form: &Form, key: &[u8], mask: Option<&[u8]>, how: How<'_>) -> bool 
         return false;
     }
     match form.body {
-        Body::Fields(fields) => fields.iter().filter(|field| field.show == Show::Frag).all(|at| {
-            let bits = mask.map_or(0xff, |mask| mask[at.start]);
-            bits == 0 || bits == 0xff && (key[at.start] as usize) < FRAG_NAMES.len()
+        Body::Fields(fields) => fields.iter().all(|field| {
+            let range = field.start..field.end;
+            field.show.has_text(&key[range.clone()], mask.map(|mask| &mask[range]))
         }),
         Body::StateFlags => mask.is_none_or(|mask| {
             mask.iter().all(|&byte| byte == 0xff) || ne(mask) >> CT_STATE_NAMES.len() == 0
         }),
+        // A mask is written with the names of its bits.
+        Body::TcpFlags => mask.is_none_or(|mask| forms::is_exact(form, mask) || be(mask) < 0xfff),
         // The text of a mask implies the bit that says that there is a tag.
         Body::Vlan => how.all || mask.is_none_or(|mask| mask[0] & 0x10 != 0),
         Body::Mpls => {

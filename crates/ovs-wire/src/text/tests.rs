@@ -1,5 +1,9 @@
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use super::*;
 use crate::AttrBuilder;
+use crate::key::kind::{ENCAP, TUNNEL};
 
 /// Parses, prints and compares.
 fn key_stays(text: &str) {
@@ -39,6 +43,7 @@ fn masked_keys_are_printed_as_the_peer_prints_them() {
         "key31(00 01/ff 0f),key33()",
         "key6(00 01/ff)",
         "sctp(src=1,dst=2),icmp(type=8,code=0)",
+        "key18(10 00/f0 00)",
     ] {
         key_stays(text);
     }
@@ -184,4 +189,76 @@ fn a_whole_key_has_what_is_not_matched_too_and_ports_have_names() {
     parse_actions("1,clone(2),3", &mut actions).unwrap();
     let actions = format_actions(Actions::new(&actions)).names(&names);
     assert_eq!(actions.to_string(), "veth0,clone(veth1),3");
+}
+
+/// Key and mask of the same kinds in the same order.
+type Nest = (Vec<u8>, Vec<u8>);
+
+/// A byte of those where forms differ, or any.
+fn byte() -> impl Strategy<Value = u8> {
+    prop_oneof![Just(0), Just(0xff), any::<u8>()]
+}
+
+/// Attributes of the numbers up to `kinds`, of a length that one of them has, with any mask.
+fn attrs(kinds: u16) -> impl Strategy<Value = Nest> {
+    let odd = proptest::sample::select(vec![0, 1, 2, 4, 8, 12, 16, 24, 28, 40]);
+    let attr = (1..=kinds, odd, any::<bool>()).prop_flat_map(|(kind, odd, fits)| {
+        let form = forms::by_kind(kind).filter(|_| fits);
+        let len = form.map_or(odd, |form| form.len);
+        (Just(kind), vec(byte(), len), vec(byte(), len))
+    });
+    vec(attr, 0..4).prop_map(|mut attrs| {
+        let (mut key, mut mask) = Nest::default();
+        attrs.sort_by_key(|attr| attr.0);
+        attrs.dedup_by_key(|attr| attr.0);
+        for (kind, value, bits) in attrs {
+            AttrBuilder::new(&mut key).bytes(kind, &value);
+            AttrBuilder::new(&mut mask).bytes(kind, &bits);
+        }
+        (key, mask)
+    })
+}
+
+/// Attributes, some of them in a nest.
+fn nests() -> impl Strategy<Value = Nest> {
+    let nest = |kind: u16, inner: Nest| {
+        let (mut key, mut mask) = Nest::default();
+        AttrBuilder::new(&mut key).bytes(kind, &inner.0);
+        AttrBuilder::new(&mut mask).bytes(kind, &inner.1);
+        (key, mask)
+    };
+    prop_oneof![
+        attrs(35),
+        attrs(35).prop_map(move |inner| nest(ENCAP, inner)),
+        attrs(16).prop_map(move |inner| nest(TUNNEL, inner)),
+    ]
+}
+
+/// The words of a text, whatever their order.
+fn parts(text: &str) -> Vec<&str> {
+    let mut parts: Vec<&str> = text.split([',', '(', ')']).collect();
+    parts.sort_unstable();
+    parts
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// Whatever the bytes are, what is printed can be read, and is the same when it is printed.
+    #[test]
+    #[cfg_attr(miri, ignore = "takes miri too long")]
+    fn any_bytes_have_a_text_that_stays((key, mask) in nests()) {
+        let print = |key: &[u8], mask: &[u8]| {
+            format_key(FlowKey::new(key), Some(FlowKey::new(mask))).to_string()
+        };
+        let text = print(&key, &mask);
+        let (mut key, mut mask) = Nest::default();
+        parse_key(&text, &mut key, &mut mask)
+            .map_err(|err| TestCaseError::fail(format!("{text}: {err}")))?;
+        // A key of which nothing is matched has no text; a tunnel is read into the kernel's order.
+        if !text.is_empty() {
+            let again = print(&key, &mask);
+            prop_assert_eq!(parts(&again), parts(&text), "{} {}", again, text);
+        }
+    }
 }
