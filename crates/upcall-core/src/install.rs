@@ -13,7 +13,8 @@
 //! packet that another CPU sends. So where more than one upcall came, which shows that somebody is sending,
 //! an install waits until its flow is silent, or has come alone and behind a pause twice in a row: then it goes
 //! in right behind the second, when the next one is farthest away. Once may be a sender that was kept from
-//! running within a burst. An upcall that came alone waits for nobody.
+//! running within a burst. An upcall that came alone waits for nobody, and one that has seen many of its flow
+//! waits for an empty socket alone.
 //!
 //! What still slips through, upcalls read after the FLOW_PUT was sent, is counted as stragglers.
 
@@ -23,6 +24,9 @@ use hashbrown::HashTable;
 
 /// Upcalls in a row that came alone and behind a pause, of a flow whose packets come one by one.
 const APART_MIN: u8 = 2;
+/// Upcalls of a flow that an install waits for silence, or for one that comes alone. A sender that gave no better
+/// time until then, with two packets each 0.8 ms for instance, is not going to.
+const PATIENT_MAX: u16 = 32;
 
 /// Bounds of an [`InstallPlan`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +41,8 @@ pub struct InstallLimits {
     /// How long it may be put off in any case, in microseconds: the socket may never be read empty.
     pub wait_us_max: u64,
     /// Time without an upcall of its flow for which an install waits while there is traffic
-    /// ([`Observed::busy`]), in microseconds: longer than a sender rests between two packets that follow each other.
+    /// ([`Observed::busy`]), in microseconds: longer than a sender that is sending is kept from it. No longer
+    /// asked for after 32 upcalls.
     pub silence_us: u64,
     /// Time between two upcalls of a flow that makes them packets with a pause, in microseconds: longer than a
     /// sender takes from one packet of a burst to the next.
@@ -55,8 +60,8 @@ impl Default for InstallLimits {
             upcalls_max: 128,
             rounds_max: 64,
             wait_us_max: 50_000,
-            silence_us: 300,
-            pause_us: 100,
+            silence_us: 2_000,
+            pause_us: 200,
             recent_max: 1024,
             recent_us: 100_000,
         }
@@ -95,7 +100,9 @@ struct Pending {
     busy: bool,
     /// The end of the last round with an upcall of the flow.
     touched_us: u64,
-    /// Upcalls up to that one which each came alone, behind a pause.
+    /// Did that one come alone, behind a pause?
+    alone: bool,
+    /// Such upcalls in a row, each found to be the last in the socket.
     apart: u8,
 }
 
@@ -110,13 +117,20 @@ impl Pending {
     fn has_paused(&mut self, seen: Observed, limits: &InstallLimits) -> bool {
         let silent_us = seen.now_us.saturating_sub(self.touched_us);
         self.busy |= seen.busy;
+        // Only the next look tells whether an upcall was alone, or what its reader took of more.
+        let alone = std::mem::take(&mut self.alone);
+        if alone {
+            let found_last = self.now == 0 && seen.drained;
+            self.apart = if found_last { self.apart.saturating_add(1) } else { 0 };
+        }
         if self.now > 0 {
-            let apart = self.now == 1 && self.put_off && silent_us >= limits.pause_us;
-            self.apart = if apart { self.apart.saturating_add(1) } else { 0 };
+            self.alone = self.now == 1 && self.put_off && silent_us >= limits.pause_us;
+            self.apart *= u8::from(self.alone);
             self.touched_us = seen.now_us;
             return false;
         }
-        !self.busy || self.apart >= APART_MIN || silent_us >= limits.silence_us
+        let impatient = !self.busy || self.upcalls >= PATIENT_MAX;
+        impatient || self.apart >= APART_MIN || silent_us >= limits.silence_us
     }
 
     fn has_waited_enough(&self, now_us: u64, limits: &InstallLimits) -> bool {
@@ -229,6 +243,7 @@ impl InstallPlan {
             put_off: false,
             busy: false,
             touched_us: now_us,
+            alone: false,
             apart: 0,
         });
         let pending = &self.pending;

@@ -81,7 +81,7 @@ fn an_install_waits_for_a_round_without_its_flow() {
     assert_eq!(offer(&mut plan, 1, 0), Offer::Duplicate);
     assert_eq!(offer(&mut plan, 2, 0), Offer::Planned);
     assert_eq!(end_round(&mut plan, 0), [0u64; 0]);
-    assert_eq!(end_round(&mut plan, 300), [1, 2]);
+    assert_eq!(end_round(&mut plan, 2_000), [1, 2]);
     assert!(plan.is_empty());
 }
 
@@ -121,6 +121,36 @@ fn a_flow_of_packets_with_pauses_is_installed_right_behind_one() {
     );
     plan.touch(1);
     assert_eq!([end(&mut plan, 290), end(&mut plan, 291)], [0, 1]);
+}
+
+#[test]
+fn a_flow_that_is_never_silent_is_installed_all_the_same() {
+    let mut plan = plan(InstallLimits::default());
+    offer(&mut plan, 1, 0);
+    let sent = (1..100u64).take_while(|pair| {
+        (0..2).for_each(|_| plan.touch(1));
+        end_round(&mut plan, pair * 800);
+        end_round(&mut plan, pair * 800 + 150).is_empty()
+    });
+    assert_eq!(sent.count(), 15, "behind 32 upcalls");
+}
+
+#[test]
+fn what_a_reader_took_of_more_did_not_come_alone() {
+    let mut plan = plan(InstallLimits::default());
+    offer(&mut plan, 1, 0);
+    end_round(&mut plan, 0);
+    let mut now_us = 0;
+    let mut alone = |plan: &mut InstallPlan, drained| {
+        now_us += 500;
+        plan.touch(1);
+        end_round_with(plan, now_us, false);
+        end_round_with(plan, now_us + 50, drained)
+    };
+    for drained in [true, false, true] {
+        assert_eq!(alone(&mut plan, drained), [0u64; 0]);
+    }
+    assert_eq!(alone(&mut plan, true), [1]);
 }
 
 #[test]
