@@ -70,6 +70,8 @@ pub(crate) struct Engine {
     gather_buf: Vec<u8>,
     mask: Vec<u8>,
     now_us: u64,
+    /// From when until when it last read.
+    read_us: (u64, u64),
     tick: Tick,
     work: Work,
     /// Installs of flows whose packets may come by other sockets, or that waited.
@@ -186,6 +188,7 @@ impl Engine {
             gather_buf: Vec::new(),
             mask: Vec::with_capacity(512),
             now_us: 0,
+            read_us: (0, 0),
             tick: Tick::of_us(0),
             work: Work::default(),
             wide,
@@ -205,9 +208,9 @@ impl Engine {
         &self.shared
     }
 
-    /// When its last work began, by the clock of what it shares.
-    pub(crate) fn now_us(&self) -> u64 {
-        self.now_us
+    /// From when until when it last read, by the clock of what it shares; without the helping behind it.
+    pub(crate) fn last_read_us(&self) -> (u64, u64) {
+        self.read_us
     }
 
     /// Is there so much waiting from this socket that helping comes before reading?
@@ -248,6 +251,9 @@ impl Engine {
         }
         if max == ROUND_MAX {
             self.spread(source, received, drained);
+        }
+        if received > 0 {
+            self.read_us = (self.now_us, self.shared.now_us());
         }
         if self.shared.lanes.any_queued() || !self.wide.is_empty() {
             self.help();

@@ -112,6 +112,7 @@ impl Engine {
         if left == 0 {
             shared.hopping.overloaded(&mut order, shared.now_us());
         }
+        self.read_us = (self.now_us, shared.now_us());
         Ok(left > 0)
     }
 

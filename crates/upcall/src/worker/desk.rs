@@ -43,7 +43,8 @@ impl Desk {
 
     /// Says that the last work was to read.
     pub(super) fn has_read(&self) {
-        self.mate.has_read(self.engine.borrow().now_us(), self.shared.now_us());
+        let (from_us, until_us) = self.engine.borrow().last_read_us();
+        self.mate.has_read(from_us, until_us);
     }
 
     /// Leaves the worker's CPU for a while if others keep it from running there.
