@@ -109,7 +109,9 @@ struct Bed {
 
 /// As many flows as there may be; of those that were installed few are remembered, so that it is soon warm.
 pub(crate) fn limits() -> Limits {
-    let install = InstallLimits { recent_max: BURST as usize, ..InstallLimits::default() };
+    // What it costs is to be measured, not how long an install waits.
+    let recent_max = BURST as usize;
+    let install = InstallLimits { recent_max, silence_us: 0, ..InstallLimits::default() };
     Limits { flows_max: u64::MAX >> 1, install, ..Limits::default() }
 }
 
