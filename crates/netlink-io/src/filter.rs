@@ -37,15 +37,24 @@ impl Socket {
         }
         let program: Vec<_> =
             program.iter().map(|i| SockFilter::new(i.code, i.jt, i.jf, i.k)).collect();
-        SockRef::from(self).attach_filter(&program)
+        let arrivals = self.arrivals.get();
+        arrivals.inspect(|arrivals| arrivals.leave());
+        let attached = SockRef::from(self).attach_filter(&program);
+        if attached.is_err() {
+            arrivals.inspect(|arrivals| arrivals.stay());
+        }
+        attached
     }
 
-    /// Takes the program away, if there is one.
+    /// Takes the program away, if there is one. Arrivals are recorded again, if they were.
     ///
     /// # Errors
     ///
     /// `EPERM` when somebody locked the socket's filter.
     pub fn detach_filter(&self) -> io::Result<()> {
+        if let Some(arrivals) = self.arrivals.get() {
+            return arrivals.attach_to(self);
+        }
         match SockRef::from(self).detach_filter() {
             Err(err) if err.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(()),
             result => result,

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::netlink::{GENERIC, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
+use crate::arrivals::{Alike, Arrivals};
 use crate::sys;
 
 /// A generic-netlink socket connected to the kernel.
@@ -15,6 +17,7 @@ use crate::sys;
 pub struct Socket {
     fd: OwnedFd,
     port_id: u32,
+    pub(crate) arrivals: OnceLock<Arrivals>,
 }
 
 /// A datagram that was received.
@@ -76,7 +79,7 @@ impl Socket {
         rustix::net::bind(&fd, &SocketAddrNetlink::new(0, 0))?;
         rustix::net::connect(&fd, &SocketAddrNetlink::new(0, 0))?;
         let name = SocketAddrNetlink::try_from(rustix::net::getsockname(&fd)?)?;
-        Ok(Self { fd, port_id: name.pid() })
+        Ok(Self { fd, port_id: name.pid(), arrivals: OnceLock::new() })
     }
 
     /// Takes a socket that the process inherited as descriptor `fd`, as another process left it; only
@@ -102,7 +105,7 @@ impl Socket {
         rustix::io::ioctl_fionbio(&fd, true)?;
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
         let name = SocketAddrNetlink::try_from(rustix::net::getsockname(&fd)?)?;
-        let socket = Self { fd, port_id: name.pid() };
+        let socket = Self { fd, port_id: name.pid(), arrivals: OnceLock::new() };
         socket.detach_filter()?;
         Ok(socket)
     }
@@ -133,13 +136,70 @@ impl Socket {
         })
     }
 
-    /// Takes the next datagram; `Ok(None)` if there is none.
+    /// Takes the next datagram; `Ok(None)` if there is none. Where arrivals are recorded, by one thread at a
+    /// time.
     pub fn recv(&self, buf: &mut [u8]) -> io::Result<Option<Datagram>> {
         match rustix::net::recv(&self.fd, buf, RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
-            Ok((len, full_len)) => Ok(Some(Datagram { len, full_len })),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Ok((len, full_len)) => {
+                self.arrivals.get().inspect(|arrivals| arrivals.take());
+                Ok(Some(Datagram { len, full_len }))
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                self.arrivals.get().inspect(|arrivals| arrivals.drained());
+                Ok(None)
+            }
             Err(err) => Err(err.into()),
         }
+    }
+
+    /// Records from now on when datagrams come, until the socket is closed, in the time without a filter
+    /// ([`Socket::attach_filter`]), and which are `alike`; the socket must be empty. Costs whoever sends some tens
+    /// of nanoseconds, and 25 kB of memory.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` without `CAP_BPF` (or `CAP_SYS_ADMIN`), in the initial user namespace; what else the kernel says.
+    pub fn record_arrivals(&self, alike: Alike) -> io::Result<()> {
+        let arrivals = Arrivals::new(alike)?;
+        arrivals.attach_to(self)?;
+        let _twice = self.arrivals.set(arrivals);
+        Ok(())
+    }
+
+    /// Are arrivals recorded?
+    pub fn records_arrivals(&self) -> bool {
+        self.arrivals.get().is_some()
+    }
+
+    /// Datagrams that were taken out, about: the number of the next one, for [`Socket::arrival_ns`]. 0 where
+    /// arrivals are not recorded.
+    #[inline]
+    pub fn taken(&self) -> u64 {
+        self.arrivals.get().map_or(0, Arrivals::taken)
+    }
+
+    /// When the datagram of this number came, in nanoseconds of `CLOCK_MONOTONIC`. `None` if that is not
+    /// known: it is not recorded, one of the last 2,047, or there any more, or a filter was in between. Behind a loss
+    /// it is the time of an earlier one, until the socket was found empty.
+    pub fn arrival_ns(&self, number: u64) -> Option<u64> {
+        self.arrivals.get()?.time_of(number)
+    }
+
+    /// May a datagram be there that is like one whose attribute begins here ([`Alike`])? There may be none, but if
+    /// there is one, this is true, where arrivals are recorded.
+    pub fn may_hold(&self, attr: &[u8]) -> bool {
+        self.arrivals.get().is_some_and(|arrivals| arrivals.may_hold(attr))
+    }
+
+    /// Says that it has just been found empty without a look by [`Socket::recv`]; by one thread at a time. What
+    /// was lost for want of room is no longer taken for something that is there, if it was so the last time too.
+    pub fn found_empty(&self) {
+        self.arrivals.get().inspect(|arrivals| arrivals.drained());
+    }
+
+    /// When the oldest datagram came that is there, likewise. `None` if there is none, too.
+    pub fn oldest_arrival_ns(&self) -> Option<u64> {
+        self.arrival_ns(self.taken())
     }
 
     /// Sends a datagram of one or more whole messages. The kernel handles them before this returns;

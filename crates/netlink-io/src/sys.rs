@@ -1,4 +1,4 @@
-//! Socket options that rustix does not have, registration with tokio, and shared memory. Every `unsafe` block of the workspace is in this file.
+//! Socket options and calls that rustix does not have, registration with tokio, and shared memory. Every `unsafe` block of the workspace is in this file.
 #![allow(
     unsafe_code,
     reason = "socket options with types no library declares; promises about descriptors and mappings"
@@ -34,6 +34,72 @@ pub(crate) fn enable_netlink_option(fd: BorrowedFd<'_>, option: libc::c_int) -> 
         )
     };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Puts an eBPF program in place of the socket's filter, in one step.
+pub(crate) fn attach_bpf(fd: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let program: libc::c_int = program.as_raw_fd();
+    // SAFETY: both are open for the call; the pointer and the length describe `program`, which outlives it.
+    let rc = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_BPF,
+            (&raw const program).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Makes a map of one value of so many bytes that can be mapped into memory (`BPF_MAP_CREATE`).
+pub(crate) fn bpf_memory(bytes: usize) -> io::Result<OwnedFd> {
+    const MAP_CREATE: libc::c_int = 0;
+    /// `map_type`, `key_size`, `value_size`, `max_entries`, `map_flags` (`union bpf_attr`,
+    /// `include/uapi/linux/bpf.h`): an array with `BPF_F_MMAPABLE`.
+    const ARRAY: u32 = 2;
+    const MMAPABLE: u32 = 1 << 10;
+    let bytes = u32::try_from(bytes).map_err(io::Error::other)?;
+    let attr = [ARRAY, size_of::<u32>() as u32, bytes, 1, MMAPABLE];
+    // SAFETY: nothing in it points anywhere.
+    unsafe { bpf(MAP_CREATE, &attr) }
+}
+
+/// Loads a socket filter (`BPF_PROG_LOAD`).
+pub(crate) fn bpf_socket_filter(instructions: &[u64]) -> io::Result<OwnedFd> {
+    const PROG_LOAD: libc::c_int = 5;
+    const SOCKET_FILTER: u32 = 1;
+    #[repr(C)]
+    struct Load {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+    }
+    let load = Load {
+        prog_type: SOCKET_FILTER,
+        insn_cnt: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+        insns: instructions.as_ptr() as u64,
+        license: c"Apache-2.0 OR MIT".as_ptr() as u64,
+    };
+    // SAFETY: it points to `insn_cnt` instructions and a string, which outlive the call and are read alone.
+    unsafe { bpf(PROG_LOAD, &load) }
+}
+
+/// `bpf(2)`, of a command that gives a descriptor.
+///
+/// # Safety
+///
+/// `attr` is the beginning of what the command takes; the kernel takes the rest as zeros. What it points
+/// to is there as the command expects it.
+unsafe fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the pointer and the length describe `attr`, which outlives the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<T>()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given it, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
 /// Reads `SO_MEMINFO`: words by `SK_MEMINFO_*`. A kernel that reports fewer leaves zeros.
@@ -89,8 +155,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the first `count` words of `file`, which must be that long and sealed against shrinking:
-    /// memory behind the end of a file is not there to be read.
+    /// Maps the first `count` words of `file`, which must be that long and never become shorter, as a map of
+    /// BPF cannot and a file that is sealed: memory behind the end of a file is not there to be read.
     pub(crate) fn new(file: BorrowedFd<'_>, count: usize) -> io::Result<Self> {
         let (bytes, access) = (count * size_of::<AtomicU64>(), ProtFlags::READ | ProtFlags::WRITE);
         // SAFETY: a new mapping at an address that the kernel chooses; it replaces none.

@@ -1,0 +1,259 @@
+//! When the messages in a socket came, and whether one like another is among them.
+//!
+//! The kernel gives a netlink message no time. So an eBPF program in the place of the socket's filter, which
+//! sees each message before it is queued, writes the time into a ring that is mapped here. The socket is a
+//! queue: the times are in the order of the messages. What is lost for want of room has a time and no message.
+//! By a hash of one attribute, the program writes down which message with that hash is the last one as well.
+
+mod program;
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use self::program::{BUCKETS, HEADER, RING};
+use crate::Socket;
+use crate::sys::{self, Mapping};
+
+pub use self::program::Alike;
+
+/// The times at which messages came to a socket, and how many of these were taken out.
+#[derive(Debug)]
+pub(crate) struct Arrivals {
+    program: OwnedFd,
+    alike: Alike,
+    ring: Mapping,
+    /// Messages that were taken out: the number of the next one. Changed by whoever takes, one at a time.
+    taken: AtomicU64,
+    /// What was written when the socket was last found empty.
+    drained_at: AtomicU64,
+    /// Another program is in its place.
+    is_away: AtomicBool,
+    /// Some messages may have no time, and so others a wrong one, until the socket is found empty.
+    is_unsure: AtomicBool,
+}
+
+impl Arrivals {
+    /// Loads the program. It is to be attached to a socket that is empty.
+    pub(crate) fn new(alike: Alike) -> io::Result<Self> {
+        let words = HEADER + RING as usize + BUCKETS;
+        let map = sys::bpf_memory(words * size_of::<u64>())?;
+        let program = program::write(map.as_raw_fd().cast_unsigned(), alike);
+        let program = sys::bpf_socket_filter(&program)?;
+        let ring = Mapping::new(map.as_fd(), words)?;
+        Ok(Self {
+            program,
+            alike,
+            ring,
+            taken: AtomicU64::new(0),
+            drained_at: AtomicU64::new(0),
+            is_away: AtomicBool::new(false),
+            is_unsure: AtomicBool::new(false),
+        })
+    }
+
+    /// Puts the program in place of the socket's filter.
+    pub(crate) fn attach_to(&self, socket: &Socket) -> io::Result<()> {
+        sys::attach_bpf(socket.as_fd(), self.program.as_fd())?;
+        self.stay();
+        Ok(())
+    }
+
+    /// It is in its place.
+    pub(crate) fn stay(&self) {
+        self.is_away.store(false, Ordering::Relaxed);
+    }
+
+    /// Another one is about to take its place.
+    pub(crate) fn leave(&self) {
+        self.is_away.store(true, Ordering::Relaxed);
+        self.is_unsure.store(true, Ordering::Relaxed);
+    }
+
+    /// Messages that came so far.
+    fn written(&self) -> u64 {
+        self.ring.words()[0].load(Ordering::Acquire)
+    }
+
+    /// A message was taken out.
+    #[inline]
+    pub(crate) fn take(&self) {
+        self.taken.store(self.taken() + 1, Ordering::Relaxed);
+    }
+
+    /// Messages that were taken out.
+    #[inline]
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// There was none. What came before the last time that there was none is gone by now, taken or lost; what
+    /// came since may not be queued yet.
+    pub(crate) fn drained(&self) {
+        let written = self.written();
+        let before = self.drained_at.swap(written, Ordering::Relaxed);
+        // More than came is taken after a time without the program.
+        self.taken.store(self.taken().clamp(before, written), Ordering::Relaxed);
+        if !self.is_away.load(Ordering::Relaxed) {
+            self.is_unsure.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// When the message came before which so many were taken out; `None` if that is not known.
+    pub(crate) fn time_of(&self, number: u64) -> Option<u64> {
+        if self.is_unsure.load(Ordering::Relaxed) {
+            return None;
+        }
+        let newer = self.written().checked_sub(number)?;
+        let word = &self.ring.words()[HEADER + (number % RING) as usize];
+        // The oldest may be in the middle of becoming the newest.
+        (1..RING).contains(&newer).then(|| word.load(Ordering::Relaxed))
+    }
+}
+
+impl Arrivals {
+    /// May a message be there whose attribute is like the one that begins here?
+    pub(crate) fn may_hold(&self, attr: &[u8]) -> bool {
+        let last = &self.ring.words()[HEADER + RING as usize + self.alike.bucket(attr)];
+        // Counted from 1.
+        last.load(Ordering::Relaxed) > self.taken()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `NLMSG_NOOP` with `NLM_F_ACK`: the kernel acknowledges it.
+    const NOOP: [u8; 16] = [16, 0, 0, 0, 0x10, 0, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+
+    /// The acknowledgement's copy of the header: it begins as an attribute does, with its length.
+    const ALIKE: Alike = Alike { at: 20, max: 136 };
+
+    /// [`NOOP`] with a sequence number.
+    fn noop(number: u32) -> [u8; 16] {
+        let mut noop = NOOP;
+        noop[8..12].copy_from_slice(&number.to_ne_bytes());
+        noop
+    }
+
+    fn recorded() -> Option<Socket> {
+        let socket = Socket::open().unwrap();
+        match socket.record_arrivals(ALIKE) {
+            Ok(()) => Some(socket),
+            Err(err) => {
+                assert_eq!(err.kind(), io::ErrorKind::PermissionDenied, "{err}");
+                eprintln!("skipped: this process may not load eBPF programs");
+                None
+            }
+        }
+    }
+
+    fn now_ns() -> u64 {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
+    }
+
+    fn take(socket: &Socket) -> Option<u64> {
+        let number = socket.taken();
+        socket.recv(&mut [0; 256]).unwrap().map(|_| socket.arrival_ns(number).unwrap())
+    }
+
+    #[test]
+    fn each_message_has_the_time_at_which_it_came() {
+        let Some(socket) = recorded() else { return };
+        socket.set_recv_buffer(8 << 20).unwrap();
+        // More than the ring holds, in turns that it holds.
+        for turn in 0..9 {
+            let mut times = vec![now_ns()];
+            for _ in 0..RING / 4 {
+                socket.send(&NOOP).unwrap();
+                times.push(now_ns());
+            }
+            assert!(socket.oldest_arrival_ns().is_some_and(|ns| ns >= times[0] && ns <= times[1]));
+            for window in times.windows(2) {
+                let came = take(&socket).unwrap();
+                assert!(
+                    came >= window[0] && came <= window[1],
+                    "turn {turn}: {came} in {window:?}"
+                );
+            }
+            assert_eq!((socket.oldest_arrival_ns(), take(&socket)), (None, None));
+        }
+    }
+
+    #[test]
+    fn what_is_too_old_is_not_known() {
+        let Some(socket) = recorded() else { return };
+        socket.set_recv_buffer(8 << 20).unwrap();
+        (0..RING).for_each(|_| socket.send(&NOOP).unwrap());
+        assert_eq!((socket.arrival_ns(0), socket.oldest_arrival_ns()), (None, None));
+        assert!(socket.arrival_ns(1).is_some() && socket.arrival_ns(RING).is_none());
+    }
+
+    #[test]
+    fn what_was_lost_is_made_up_for_when_the_socket_was_found_empty_twice() {
+        let Some(socket) = recorded() else { return };
+        socket.set_recv_buffer(4096).unwrap();
+        (0..RING / 4).for_each(|_| socket.send(&NOOP).unwrap());
+        assert!(socket.mem_info().unwrap().drops > 0);
+        (0..2).for_each(|_| while take(&socket).is_some() {});
+        let before = now_ns();
+        socket.send(&NOOP).unwrap();
+        assert!(take(&socket).unwrap() >= before);
+    }
+
+    #[test]
+    fn one_that_is_like_another_is_found_while_it_is_there() {
+        let Some(socket) = recorded() else { return };
+        let numbers = 1..=100;
+        assert!(numbers.clone().all(|number| !socket.may_hold(&noop(number))));
+        numbers.clone().for_each(|number| socket.send(&noop(number)).unwrap());
+        for number in numbers {
+            assert!(socket.may_hold(&noop(number)), "{number} is there");
+            take(&socket).unwrap();
+        }
+        assert!(!socket.may_hold(&noop(100)));
+        socket.send(&noop(100)).unwrap();
+        let taken_for_it = (200..1200).filter(|number| socket.may_hold(&noop(*number))).count();
+        assert!(socket.may_hold(&noop(100)) && taken_for_it < 20, "{taken_for_it} of 1,000");
+    }
+
+    #[test]
+    fn what_is_no_attribute_is_like_nothing() {
+        let all = Alike { at: 0, max: u16::MAX };
+        for attr in [&[][..], &[8], &[8, 0, 1, 0, 7], &[3, 0, 1, 0], &[200, 0, 1, 0]] {
+            assert_eq!(all.bucket(attr), 0, "{attr:?}");
+        }
+        let long = [200; 300];
+        assert_eq!(all.bucket(&long), all.bucket(&[200; 500]));
+        assert_eq!(
+            Alike { at: 0, max: 0 }.bucket(&[8, 0, 1, 0, 7, 7, 7, 7]),
+            Alike { at: 0, max: 4 }.bucket(&[8, 0, 1, 0, 9, 9, 9, 9])
+        );
+    }
+
+    #[test]
+    fn another_filter_takes_its_place_for_a_while() {
+        let Some(socket) = recorded() else { return };
+        let pass = crate::FilterInsn { code: 0x06, jt: 0, jf: 0, k: u32::MAX };
+        socket.attach_filter(&[pass]).unwrap();
+        let empty = |socket: &Socket| while socket.recv(&mut [0; 256]).unwrap().is_some() {};
+        for _ in 0..2 {
+            socket.send(&NOOP).unwrap();
+            assert_eq!(
+                (socket.arrival_ns(socket.taken()), socket.oldest_arrival_ns()),
+                (None, None)
+            );
+            empty(&socket);
+        }
+        socket.send(&NOOP).unwrap();
+        socket.detach_filter().unwrap();
+        let before = now_ns();
+        socket.send(&NOOP).unwrap();
+        assert_eq!(socket.oldest_arrival_ns(), None, "there is one that has no time");
+        empty(&socket);
+        socket.send(&NOOP).unwrap();
+        assert!(take(&socket).unwrap() >= before);
+    }
+}

@@ -1,0 +1,184 @@
+//! The eBPF program, and what it and its readers have in common.
+#![allow(
+    clippy::cast_possible_wrap,
+    reason = "offsets in a stack of 512 bytes and in 25 kB of memory"
+)]
+
+/// Times that the ring holds: more than the messages that a receive buffer does in most cases.
+pub(super) const RING: u64 = 2048;
+/// Words before it: how many times were written has a cache line of its own.
+pub(super) const HEADER: usize = 8;
+/// Words behind it, by hash: which message with that hash is the last one, counted from 1.
+pub(super) const BUCKETS: usize = 1 << BUCKET_BITS;
+const BUCKET_BITS: u32 = 10;
+
+/// Bytes of an attribute that are hashed at most, as words.
+const WORDS_MAX: usize = 17;
+/// Odd, and with its bits spread (the golden ratio).
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Which messages are alike: those with the same attribute at one place, as far as its first bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Alike {
+    /// Where the attribute begins, in bytes from the beginning of the message.
+    pub at: u16,
+    /// Bytes that count, its header among them: from 4 to 136.
+    pub max: u16,
+}
+
+impl Alike {
+    fn max(self) -> usize {
+        usize::from(self.max).clamp(size_of::<u32>(), WORDS_MAX * size_of::<u64>())
+    }
+
+    /// As the program has it, of the bytes from where the attribute begins. What is too short has none.
+    pub(super) fn bucket(self, attr: &[u8]) -> usize {
+        let len = attr.first_chunk().map_or(0, |len| u16::from_ne_bytes(*len));
+        let mut bytes = [0; WORDS_MAX * size_of::<u64>()];
+        let len = usize::from(len).min(self.max());
+        match attr.get(..len) {
+            Some(attr) if len >= size_of::<u32>() => bytes[..len].copy_from_slice(attr),
+            _ => return 0,
+        }
+        let (words, _) = bytes.as_chunks();
+        let mix =
+            |hash: u64, word: &[u8; 8]| (hash ^ u64::from_ne_bytes(*word)).wrapping_mul(SPREAD);
+        (words.iter().fold(0, mix) >> (u64::BITS - BUCKET_BITS)) as usize
+    }
+}
+
+/// Registers.
+const R0: u8 = 0;
+const R1: u8 = 1;
+const R2: u8 = 2;
+const R3: u8 = 3;
+const R4: u8 = 4;
+/// Kept over calls: the map's value, what is constant, the hash, the message.
+const VALUE: u8 = 6;
+const CONST: u8 = 7;
+const HASH: u8 = 8;
+const MESSAGE: u8 = 9;
+/// The end of the stack.
+const FRAME: u8 = 10;
+
+/// Where the stack has the words that are hashed, and the attribute's length.
+const WORDS_AT: i16 = -((WORDS_MAX * size_of::<u64>()) as i16);
+const LEN_AT: i16 = WORDS_AT - size_of::<u64>() as i16;
+
+/// Helpers of the kernel (`enum bpf_func_id`, `include/uapi/linux/bpf.h`).
+const KTIME_GET_NS: u32 = 5;
+const SKB_LOAD_BYTES: u32 = 26;
+
+/// An instruction (`struct bpf_insn`, `include/uapi/linux/bpf.h`).
+const fn insn(code: u8, (dst, src): (u8, u8), off: i16, imm: u32) -> u64 {
+    let regs = if cfg!(target_endian = "little") { src << 4 | dst } else { dst << 4 | src };
+    let (off, imm) = (off.to_ne_bytes(), imm.to_ne_bytes());
+    u64::from_ne_bytes([code, regs, off[0], off[1], imm[0], imm[1], imm[2], imm[3]])
+}
+
+const fn mov(dst: u8, src: u8) -> u64 {
+    insn(0xbf, (dst, src), 0, 0)
+}
+
+const fn set(dst: u8, to: u32) -> u64 {
+    insn(0xb7, (dst, 0), 0, to)
+}
+
+const fn add(dst: u8, src: u8) -> u64 {
+    insn(0x0f, (dst, src), 0, 0)
+}
+
+const fn shift_left(dst: u8, by: u32) -> u64 {
+    insn(0x67, (dst, 0), 0, by)
+}
+
+/// A word of memory to a register, and the other way.
+const fn load(dst: u8, (at, off): (u8, i16)) -> u64 {
+    insn(0x79, (dst, at), off, 0)
+}
+
+const fn store((at, off): (u8, i16), src: u8) -> u64 {
+    insn(0x7b, (at, src), off, 0)
+}
+
+const fn call(helper: u32) -> u64 {
+    insn(0x85, (0, 0), 0, helper)
+}
+
+/// Writes the time, and the message's number where its hash says, into the memory of the map with this
+/// descriptor; lets the message pass whole. Messages of several CPUs get numbers of their own; who is queued
+/// first of those that come at the same moment does not matter.
+pub(super) fn write(map: u32, alike: Alike) -> Vec<u64> {
+    let mut program = vec![mov(MESSAGE, R1), set(HASH, 0)];
+    let words = (0..WORDS_MAX as i16).map(|word| WORDS_AT + 8 * word);
+    program.extend(words.clone().map(|at| insn(0x7a, (FRAME, 0), at, 0)));
+    let mut hash = take_attr(alike);
+    hash.extend(wide(CONST, 0, SPREAD));
+    for at in words {
+        hash.push(load(R1, (FRAME, at)));
+        hash.push(insn(0xaf, (HASH, R1), 0, 0)); // xor
+        hash.push(insn(0x2f, (HASH, CONST), 0, 0)); // multiply
+    }
+    hash.push(insn(0x77, (HASH, 0), 0, u64::BITS - BUCKET_BITS)); // shift right
+    program.extend(length_or_skip(alike, hash.len() as i16));
+    program.extend(hash);
+    program.extend(record(map));
+    program
+}
+
+/// Loads bytes of the message from `at` on to `to` on the stack.
+fn load_bytes(at: u16, to: i16) -> [u64; 5] {
+    let to = i32::from(to).cast_unsigned();
+    let add_to = insn(0x07, (R3, 0), 0, to);
+    [mov(R1, MESSAGE), set(R2, u32::from(at)), mov(R3, FRAME), add_to, call(SKB_LOAD_BYTES)]
+}
+
+/// The attribute's length to R4, or over so many instructions if it has none.
+fn length_or_skip(alike: Alike, skip: i16) -> Vec<u64> {
+    let mut program = vec![set(R4, 2)];
+    program.extend(load_bytes(alike.at, LEN_AT));
+    program.push(insn(0x55, (R0, 0), skip + 4, 0)); // if it could not
+    program.push(insn(0x69, (R4, FRAME), LEN_AT, 0)); // the half word
+    program.push(insn(0xa5, (R4, 0), skip + 2, size_of::<u32>() as u32)); // if it is less
+    program.push(insn(0xb5, (R4, 0), 1, alike.max() as u32)); // unless it is more
+    program.push(set(R4, alike.max() as u32));
+    program
+}
+
+/// R4 bytes of the attribute to the stack; past what follows but [`record`] if there are not so many.
+fn take_attr(alike: Alike) -> Vec<u64> {
+    let mut program = load_bytes(alike.at, WORDS_AT).to_vec();
+    // The constant, three for each word, the last shift.
+    program.push(insn(0x55, (R0, 0), 2 + 3 * WORDS_MAX as i16 + 1, 0));
+    program
+}
+
+fn wide(dst: u8, src: u8, value: u64) -> [u64; 2] {
+    [insn(0x18, (dst, src), 0, value as u32), insn(0, (0, 0), 0, (value >> 32) as u32)]
+}
+
+fn record(map: u32) -> Vec<u64> {
+    const MAP_VALUE: u8 = 2;
+    const FETCH_ADD: u32 = 1;
+    let word = size_of::<u64>() as i16;
+    let (ring, buckets) = (HEADER as i16 * word, (HEADER as i16 + RING as i16) * word);
+    let mut program = vec![call(KTIME_GET_NS), mov(CONST, R0)];
+    program.extend(wide(VALUE, MAP_VALUE, u64::from(map)));
+    program.extend([
+        set(R1, 1),
+        insn(0xdb, (VALUE, R1), 0, FETCH_ADD), // R1 = how many there were; and one more
+        mov(R2, R1),
+        insn(0x07, (R2, 0), 0, 1), // counted from 1
+        insn(0x57, (R1, 0), 0, RING as u32 - 1),
+        shift_left(R1, 3),
+        mov(R3, VALUE),
+        add(R3, R1),
+        store((R3, ring), CONST),
+        shift_left(HASH, 3),
+        add(VALUE, HASH),
+        store((VALUE, buckets), R2),
+        insn(0xb4, (R0, 0), 0, u32::MAX), // all of the message
+        insn(0x95, (0, 0), 0, 0),
+    ]);
+    program
+}
