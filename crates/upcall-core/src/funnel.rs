@@ -1,6 +1,6 @@
 //! When the upcalls of all CPUs are to come by one socket: the funnel.
 //!
-//! Two sockets tell nothing of which of their messages is the older one, but one socket keeps the order in
+//! Without times, two sockets tell nothing of which of their messages is the older one, but one keeps the order in
 //! which all CPUs sent. So while flows hop between CPUs, and as long as one reader can read it all, their
 //! upcalls come by one socket. Hops cannot be seen there: after a while the CPUs get their own sockets back,
 //! and if flows still hop, the next time is longer.

@@ -43,6 +43,8 @@ impl Lane {
 pub enum Claim {
     /// Handle it now: the flow's upcalls come by this socket alone.
     Run,
+    /// The flow is new, and what is older of it may be in another socket: ask [`crate::Lanes::place`].
+    Doubt,
     /// Ask [`crate::Lanes::place`]: the flow came by another socket before, or upcalls of it wait.
     Wait,
 }
@@ -148,16 +150,26 @@ impl LaneTable {
         self.buckets.len() * WAYS
     }
 
-    /// An upcall of the flow with this hash was read from `source`: may it be handled at once?
+    /// An upcall of the flow with this hash was read from `source`: may it be handled at once? If nothing
+    /// is known of the flow, `is_first` is asked whether nothing of it can be elsewhere.
     #[inline]
-    pub fn claim(&self, hash: u64, source: SourceId, now: Tick) -> (Lane, Claim) {
+    pub fn claim(
+        &self,
+        hash: u64,
+        source: SourceId,
+        now: Tick,
+        mut is_first: impl FnMut() -> bool,
+    ) -> (Lane, Claim) {
         let tag = (hash >> 32) as u32;
         let bucket = hash as usize & (self.buckets.len() - 1);
         loop {
             let (way, word) = self.find(bucket, tag, now);
             let slot = (bucket * WAYS + way) as u32;
             if word.is_free(now) {
-                // A new flow, or one that comes back after a pause: nothing of it is on its way.
+                // A new flow, or one that comes back after a pause: nothing of it that was read is on its way.
+                if !is_first() {
+                    return (Lane { slot, tag, hopped: false }, Claim::Doubt);
+                }
                 if self.swap(slot, word, Word::new(tag, now, 0, source)) {
                     return (Lane { slot, tag, hopped: false }, Claim::Run);
                 }
@@ -265,27 +277,31 @@ mod tests {
     #[test]
     fn a_flow_that_keeps_its_socket_runs() {
         let table = LaneTable::new(64);
-        let (first, claim) = table.claim(hash(7, 3), source(1), NOW);
+        let (first, claim) = table.claim(hash(7, 3), source(1), NOW, || true);
         assert_eq!(claim, Claim::Run);
-        assert_eq!(table.claim(hash(7, 3), source(1), NOW), (first, Claim::Run));
-        assert_eq!(table.claim(hash(8, 3), source(2), NOW).1, Claim::Run, "another flow");
+        assert_eq!(table.claim(hash(7, 3), source(1), NOW, || true), (first, Claim::Run));
+        assert_eq!(table.claim(hash(8, 3), source(2), NOW, || true).1, Claim::Run, "another flow");
     }
 
     #[test]
     fn a_flow_that_hops_waits_and_is_known_to_hop() {
         let table = LaneTable::new(64);
-        table.claim(hash(7, 3), source(1), NOW);
-        let (lane, claim) = table.claim(hash(7, 3), source(2), NOW);
+        table.claim(hash(7, 3), source(1), NOW, || true);
+        let (lane, claim) = table.claim(hash(7, 3), source(2), NOW, || true);
         assert_eq!((claim, lane.hopped()), (Claim::Wait, false));
         let before = table.enter(lane, source(2), NOW).unwrap();
         assert_eq!((before.source(), before.is_queued()), (Some(source(1)), false));
-        assert_eq!(table.claim(hash(7, 3), source(1), NOW).1, Claim::Wait);
-        assert_eq!(table.claim(hash(7, 3), source(2), LATER).1, Claim::Wait, "queued: never idle");
+        assert_eq!(table.claim(hash(7, 3), source(1), NOW, || true).1, Claim::Wait);
+        assert_eq!(
+            table.claim(hash(7, 3), source(2), LATER, || true).1,
+            Claim::Wait,
+            "queued: never idle"
+        );
         table.leave(lane.slot, source(2));
-        let (lane, claim) = table.claim(hash(7, 3), source(2), NOW);
+        let (lane, claim) = table.claim(hash(7, 3), source(2), NOW, || true);
         assert_eq!((claim, lane.hopped()), (Claim::Run, true));
-        let (lane, _) = table.claim(hash(7, 3), source(2), LATER);
-        let (again, _) = table.claim(hash(7, 3), source(2), LATER);
+        let (lane, _) = table.claim(hash(7, 3), source(2), LATER, || true);
+        let (again, _) = table.claim(hash(7, 3), source(2), LATER, || true);
         assert!(!again.hopped(), "a pause forgets it: {lane:?}");
     }
 
@@ -293,22 +309,30 @@ mod tests {
     fn an_idle_lane_is_taken_by_another_flow() {
         let table = LaneTable::new(8);
         for tag in 1..=8 {
-            assert_eq!(table.claim(hash(tag, 0), source(1), NOW).1, Claim::Run);
+            assert_eq!(table.claim(hash(tag, 0), source(1), NOW, || true).1, Claim::Run);
         }
-        assert_eq!(table.claim(hash(9, 0), source(2), NOW).1, Claim::Wait, "no place: it shares");
-        assert_eq!(table.claim(hash(9, 0), source(2), LATER).1, Claim::Run);
-        assert_eq!(table.claim(hash(1, 0), source(2), LATER).1, Claim::Run, "back after a pause");
+        assert_eq!(
+            table.claim(hash(9, 0), source(2), NOW, || true).1,
+            Claim::Wait,
+            "no place: it shares"
+        );
+        assert_eq!(table.claim(hash(9, 0), source(2), LATER, || true).1, Claim::Run);
+        assert_eq!(
+            table.claim(hash(1, 0), source(2), LATER, || true).1,
+            Claim::Run,
+            "back after a pause"
+        );
     }
 
     #[test]
     fn a_flow_that_shares_keeps_its_order_with_the_owner() {
         let table = LaneTable::new(8);
         for tag in 1..=8 {
-            table.claim(hash(tag, 0), source(1), NOW);
+            table.claim(hash(tag, 0), source(1), NOW, || true);
         }
-        let (shared, claim) = table.claim(hash(9, 0), source(1), NOW);
+        let (shared, claim) = table.claim(hash(9, 0), source(1), NOW, || true);
         assert_eq!(claim, Claim::Run);
-        let (lane, claim) = table.claim(hash(9, 0), source(2), NOW);
+        let (lane, claim) = table.claim(hash(9, 0), source(2), NOW, || true);
         assert_eq!((lane.slot, lane.tag, claim), (shared.slot, shared.tag, Claim::Wait));
         assert!(table.enter(lane, source(2), NOW).is_some());
     }
@@ -317,10 +341,10 @@ mod tests {
     fn a_lane_that_became_anothers_is_not_entered() {
         let table = LaneTable::new(8);
         for tag in 1..=8 {
-            table.claim(hash(tag, 0), source(1), NOW);
+            table.claim(hash(tag, 0), source(1), NOW, || true);
         }
-        let (lane, _) = table.claim(hash(1, 0), source(2), NOW);
-        table.claim(hash(9, 0), source(3), LATER);
+        let (lane, _) = table.claim(hash(1, 0), source(2), NOW, || true);
+        table.claim(hash(9, 0), source(3), LATER, || true);
         assert_eq!(table.enter(lane, source(2), LATER), None);
     }
 

@@ -8,13 +8,15 @@ use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 use crate::{Fence, SourceId};
 
 /// Sockets that an upcall must wait for. There are none but its own, if others took it ahead of its
-/// reader, when the one before it came by the same socket.
-fn fence(place: &Line, arrival: &Late<'_>, gather: &Gather) -> Vec<Fence> {
+/// reader, when the one before it came by the same socket. If the flow is in doubt, it is those with something
+/// to take out: what another reader has in its hands has a lane by now, or is as likely to be newer.
+fn fence(place: &Line, arrival: &Late<'_>, gather: &Gather, in_doubt: bool) -> Vec<Fence> {
     let continues = place.before == Some(arrival.source);
     let waits_for = |rival: &&Fence| {
         let own = rival.source == arrival.source;
         let newer = place.behind.contains(&rival.source);
-        if own { arrival.ahead } else { !continues && !newer }
+        let may_be_older = !in_doubt || rival.through == Fence::OPEN;
+        if own { arrival.ahead } else { may_be_older && !continues && !newer }
     };
     gather.busy.iter().filter(waits_for).chain(&gather.hold).copied().collect()
 }
@@ -95,14 +97,21 @@ impl Lanes {
         }
     }
 
-    /// May an upcall of the flow with this hash, read from `source`, be handled at once?
+    /// May an upcall of the flow with this hash, read from `source`, be handled at once? If nothing is known
+    /// of the flow, `is_first` is asked whether no older packet of it can be in another socket.
     #[inline]
-    pub fn claim(&self, flow: u64, source: SourceId, now: Tick) -> (Lane, Claim) {
-        self.table.claim(flow, source, now)
+    pub fn claim(
+        &self,
+        flow: u64,
+        source: SourceId,
+        now: Tick,
+        is_first: impl FnMut() -> bool,
+    ) -> (Lane, Claim) {
+        self.table.claim(flow, source, now, is_first)
     }
 
     /// Finds the place of an upcall that [`Lanes::claim`] would not let through. `now_us` tells the
-    /// time: after the claim. If the flow hopped, `look` looks at all sockets but the one it came by;
+    /// time: after the claim. If the flow hopped, or is in doubt, `look` looks at all sockets but the one it came by;
     /// it is given the one that the flow came by before, if by any. It is asked with the lane taken
     /// over, so that whoever still handles an upcall of the flow is either seen or sees that it must not.
     /// If the upcall is part of a gather already, `look` is to give that one.
@@ -113,29 +122,34 @@ impl Lanes {
         look: impl FnOnce(Option<SourceId>) -> &'a Gather,
     ) -> Placed {
         let mut queue = self.lock();
-        let (lane, before, since_us) = loop {
+        let (lane, was_queued, in_doubt, owner, since_us) = loop {
             let since_us = now_us();
             let tick = Tick::of_us(since_us);
-            let (lane, claim) = self.table.claim(arrival.flow, arrival.source, tick);
-            if claim == Claim::Run && !arrival.defer {
+            let mut is_new = false;
+            let seen = || {
+                is_new = true;
+                true
+            };
+            let (lane, claim) = self.table.claim(arrival.flow, arrival.source, tick, seen);
+            let in_doubt = arrival.in_doubt && is_new;
+            if claim == Claim::Run && !arrival.defer && !in_doubt {
                 return Placed::Run; // It was settled since.
             }
             if let Some(before) = self.table.enter(lane, arrival.source, tick) {
-                break (lane.slot, before, since_us);
+                let owner = before.source().filter(|_| !in_doubt);
+                break (lane.slot, before.is_queued(), in_doubt, owner, since_us);
             }
         };
-        let was_queued = before.is_queued();
-        let place =
-            if was_queued { queue.line(lane, arrival) } else { Line::of_idle(before.source()) };
+        let place = if was_queued { queue.line(lane, arrival) } else { Line::of_idle(owner) };
         let hopped = place.before != Some(arrival.source);
         let gather = if hopped { Some(look(place.before)) } else { arrival.gather };
         let arrival = &Late { gather, ..*arrival };
-        let fence = gather.map_or(Vec::new(), |gather| fence(&place, arrival, gather));
+        let fence = gather.map_or(Vec::new(), |gather| fence(&place, arrival, gather, in_doubt));
         let placed = settle(&place, arrival, &fence, was_queued, &queue);
         match placed {
             Placed::Waits => {
                 if !was_queued {
-                    queue.open(lane, before.source());
+                    queue.open(lane, owner);
                 }
                 queue.insert(lane, arrival, since_us, &place, fence);
                 self.publish(&queue);
@@ -195,7 +209,7 @@ impl Lanes {
         }
         let (lane, was_queued) = loop {
             let tick = Tick::of_us(now_us());
-            let (lane, _) = self.table.claim(arrival.flow, arrival.source, tick);
+            let (lane, _) = self.table.claim(arrival.flow, arrival.source, tick, || true);
             if let Some(before) = self.table.enter(lane, arrival.source, tick) {
                 break (lane.slot, before.is_queued());
             }

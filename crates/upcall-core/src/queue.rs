@@ -10,6 +10,7 @@
 //! what exceeds it is refused, newest first.
 
 mod detain;
+mod line;
 
 use std::collections::VecDeque;
 
@@ -19,6 +20,7 @@ use crate::fair::FairQueue;
 use crate::{Fence, SourceId};
 
 pub use detain::Ticket;
+pub(crate) use line::Line;
 
 /// Bounds of what waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +73,8 @@ pub struct Waiting {
     pub class: Class,
     /// When it was read.
     pub since_us: u64,
+    /// When it was sent up, if that is known.
+    sent_ns: Option<u64>,
     /// Sockets that may hold older packets of its flow.
     fence: Vec<Fence>,
     /// The gather that it was part of; 0 for none.
@@ -208,6 +212,8 @@ pub struct Late<'a> {
     pub source: SourceId,
     /// The number of the reading that brought it ([`crate::SourceState::begin_read`]).
     pub read: u64,
+    /// When the kernel sent it, in nanoseconds, if that is known: on one clock for all sockets.
+    pub sent_ns: Option<u64>,
     /// The port it came in by; `u32::MAX` for none.
     pub port: u32,
     /// Its class.
@@ -216,28 +222,10 @@ pub struct Late<'a> {
     pub ahead: bool,
     /// The gather that it is part of, once its flow is known to have hopped.
     pub gather: Option<&'a Gather>,
+    /// Is its flow new, and are older packets, perhaps of it, in other sockets ([`crate::Claim::Doubt`])?
+    pub in_doubt: bool,
     /// Must it wait for its turn even if it could be handled at once, so that other workers can help?
     pub defer: bool,
-}
-
-/// Where an upcall of a lane that has upcalls waiting belongs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Line {
-    /// Upcalls before it.
-    at: usize,
-    /// Is nothing before it, waiting or at work?
-    pub(crate) is_first: bool,
-    /// Where the one before it is from.
-    pub(crate) before: Option<SourceId>,
-    /// Where those behind it are from: they wait for it, not it for them.
-    pub(crate) behind: Vec<SourceId>,
-}
-
-impl Line {
-    /// Of a lane of which nothing waits or is at work.
-    pub(crate) fn of_idle(owner: Option<SourceId>) -> Self {
-        Self { at: 0, is_first: true, before: owner, behind: Vec::new() }
-    }
 }
 
 impl Queue {
@@ -286,34 +274,6 @@ impl Queue {
         (used >= threshold || bytes > self.limits.bytes_max).then_some(Refusal::NoRoom)
     }
 
-    /// Where an upcall of a queued lane belongs: behind those of its own socket, and before those that
-    /// wait for what this reading of it brought.
-    pub(crate) fn line(&self, lane: u32, arrival: &Late<'_>) -> Line {
-        let Some(queue) = self.lanes.get(&lane) else { return Line::of_idle(None) };
-        let is_it = |fence: &Fence| fence.source == arrival.source && arrival.read <= fence.through;
-        let upcalls = &queue.upcalls;
-        let unordered = arrival.gather.filter(|gather| !gather.ordered);
-        let gather = unordered.map_or(0, |gather| gather.id);
-        // Of what one gather found, that comes first which came by the flow's last known socket.
-        let known = upcalls.iter().rev().find(|upcall| upcall.gather != gather);
-        let last_known = known.map_or(queue.owner, |upcall| Some(upcall.source));
-        let continues = last_known == Some(arrival.source);
-        let waits_for_it = |upcall: &Waiting| {
-            upcall.fence.iter().any(is_it)
-                || (continues
-                    && gather != 0
-                    && upcall.gather == gather
-                    && upcall.source != arrival.source)
-        };
-        let at = upcalls.iter().position(waits_for_it).unwrap_or(upcalls.len());
-        Line {
-            at,
-            is_first: at == 0 && !matches!(queue.state, LaneState::Running | LaneState::Detained),
-            before: if at == 0 { queue.owner } else { Some(upcalls[at - 1].source) },
-            behind: upcalls.range(at..).map(|upcall| upcall.source).collect(),
-        }
-    }
-
     /// The first upcall in line of a queued lane is handled by the reader of `source`.
     pub(crate) fn passed(&mut self, lane: u32, source: SourceId) {
         if let Some(queue) = self.lanes.get_mut(&lane) {
@@ -350,10 +310,11 @@ impl Queue {
     fn waiting(&mut self, arrival: &Late<'_>, since_us: u64, fence: Vec<Fence>) -> Waiting {
         let mut message = self.spare.pop().unwrap_or_default();
         message.extend_from_slice(arrival.message);
-        let Late { source, port, class, .. } = *arrival;
+        let Late { source, port, class, sent_ns, .. } = *arrival;
         let gather = arrival.gather.map_or(0, |gather| gather.id);
         let asked = Asked::NotYet;
-        let upcall = Waiting { message, source, port, class, since_us, fence, gather, asked };
+        let upcall =
+            Waiting { message, source, port, class, since_us, sent_ns, fence, gather, asked };
         self.count_in(&upcall);
         upcall
     }

@@ -95,13 +95,15 @@ impl Host {
             flow: u64::from(flow + 1) << 32,
             source,
             read: 1,
+            sent_ns: None,
             port: flow,
             class: Class::Miss,
             ahead: false,
             gather: None,
+            in_doubt: false,
             defer,
         };
-        let (_, claim) = self.lanes.claim(arrival.flow, source, Tick::of_us(1));
+        let (_, claim) = self.lanes.claim(arrival.flow, source, Tick::of_us(1), || true);
         if claim == Claim::Wait || defer {
             match self.lanes.place(&arrival, || 1, |_| unreachable!("no flow hops")) {
                 Placed::Run => {}

@@ -103,13 +103,15 @@ impl Host {
             flow: hash,
             source,
             read: 1,
+            sent_ns: None,
             port: port(flow) as u32,
             class: class(flow),
             ahead: false,
             gather: None,
+            in_doubt: false,
             defer: true,
         };
-        self.lanes.claim(hash, source, Tick::of_us(0));
+        self.lanes.claim(hash, source, Tick::of_us(0), || true);
         let nothing = Gather::default();
         let placed = self.lanes.place(&arrival, || 0, |_| &nothing);
         self.arrived += 1;

@@ -34,7 +34,7 @@ fn flows_cost_what_was_allowed_and_no_more() {
         let source = SourceId::new(1).unwrap();
         let claims = measure(|| {
             for flow in 0..flows {
-                lanes.claim(hash(flow), source, Tick::of_us(0));
+                lanes.claim(hash(flow), source, Tick::of_us(0), || true);
             }
         });
         let resident = resident_bytes().saturating_sub(before);

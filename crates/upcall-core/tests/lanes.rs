@@ -21,7 +21,7 @@ fn id(source: u16) -> SourceId {
 fn what_a_late_gather_finds_holds_nothing_up() {
     let limits = QueueLimits { fence_us: FENCE_US, ..QueueLimits::default() };
     let lanes = Lanes::new(64, limits);
-    assert_eq!(lanes.claim(FLOW, id(2), Tick::of_us(0)).1, Claim::Run);
+    assert_eq!(lanes.claim(FLOW, id(2), Tick::of_us(0), || true).1, Claim::Run);
     let hold = Fence { source: id(1), through: 1 };
     let gather = Gather { id: 1, hold: Some(hold), ..Gather::default() };
     let place = |source| {
@@ -30,10 +30,12 @@ fn what_a_late_gather_finds_holds_nothing_up() {
             flow: FLOW,
             source: id(source),
             read: 1,
+            sent_ns: None,
             port: 1,
             class: Class::Miss,
             ahead: true,
             gather: Some(&gather),
+            in_doubt: false,
             defer: true,
         };
         lanes.place(&arrival, || 0, |_| &gather)
@@ -69,7 +71,7 @@ fn fill(limit: usize, flows: u64) -> (Lanes, usize) {
     let source = id(1);
     let mut different = HashSet::new();
     for flow in 0..flows {
-        let (lane, claim) = lanes.claim(hash(flow), source, Tick::of_us(0));
+        let (lane, claim) = lanes.claim(hash(flow), source, Tick::of_us(0), || true);
         assert_eq!(claim, Claim::Run, "of one socket, all may run");
         different.insert(lane);
     }

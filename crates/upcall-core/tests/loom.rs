@@ -68,10 +68,12 @@ fn late(message: &[u8], from: usize, read: u64) -> Late<'_> {
         flow: FLOW,
         source: id(from),
         read,
+        sent_ns: None,
         port: 1,
         class: Class::Miss,
         ahead: false,
         gather: None,
+        in_doubt: false,
         defer: false,
     }
 }
@@ -79,15 +81,19 @@ fn late(message: &[u8], from: usize, read: u64) -> Late<'_> {
 impl Host {
     /// A host whose flow came by the first socket up to now, with these packets in the sockets.
     fn new(unread: [&[u8]; 2]) -> Arc<Self> {
+        let host = Self::without_flow(unread);
+        assert_eq!(host.lanes.claim(FLOW, id(0), Tick::of_us(0), || true).1, Claim::Run);
+        host
+    }
+
+    fn without_flow(unread: [&[u8]; 2]) -> Arc<Self> {
         let limits = QueueLimits { fence_us: u64::MAX, ..QueueLimits::default() };
-        let host = Self {
+        Arc::new(Self {
             lanes: Lanes::new(1, limits),
             sockets: unread.map(Socket::new),
             handling: AtomicBool::new(false),
             sent: Mutex::default(),
-        };
-        assert_eq!(host.lanes.claim(FLOW, id(0), Tick::of_us(0)).1, Claim::Run);
-        Arc::new(host)
+        })
     }
 
     /// A round of a reader: the socket is read empty, then the answers are sent, then it helps.
@@ -102,9 +108,13 @@ impl Host {
     }
 
     fn packet(&self, packet: u8, at: usize, read: u64) {
-        let run = self.lanes.claim(FLOW, id(at), Tick::of_us(0)).1 == Claim::Run;
+        let is_first = || self.sockets[1 - at].len.load(Ordering::Acquire) == 0;
+        let claim = self.lanes.claim(FLOW, id(at), Tick::of_us(0), is_first).1;
         let looked = OnceCell::new();
-        if run || self.place(packet, (at, at), read, None, &looked) == Placed::Run {
+        let in_doubt = claim == Claim::Doubt;
+        if claim == Claim::Run
+            || self.place((packet, in_doubt), (at, at), read, None, &looked) == Placed::Run
+        {
             self.handle(packet);
         }
         if let Some(mut gather) = looked.into_inner()
@@ -118,7 +128,7 @@ impl Host {
 
     fn place(
         &self,
-        packet: u8,
+        (packet, in_doubt): (u8, bool),
         (by, from): (usize, usize),
         read: u64,
         gather: Option<&Gather>,
@@ -128,6 +138,7 @@ impl Host {
         let arrival = Late {
             ahead: by != from,
             gather,
+            in_doubt,
             defer: gather.is_some(),
             ..late(message, from, read)
         };
@@ -161,7 +172,8 @@ impl Host {
         while !unread.is_empty()
             && let Some((packet, read)) = socket.take(&mut unread)
         {
-            let placed = self.place(packet, (by, from), read, Some(gather), &OnceCell::new());
+            let placed =
+                self.place((packet, false), (by, from), read, Some(gather), &OnceCell::new());
             assert_eq!(placed, Placed::Waits);
         }
         if was_idle {
@@ -179,7 +191,7 @@ impl Host {
     fn detain(&self, packet: u8) -> Ticket {
         let state = &self.sockets[0].state;
         let read = state.begin_read();
-        assert_eq!(self.lanes.claim(FLOW, id(0), Tick::of_us(0)).1, Claim::Run);
+        assert_eq!(self.lanes.claim(FLOW, id(0), Tick::of_us(0), || true).1, Claim::Run);
         assert!(!self.handling.swap(true, Ordering::SeqCst), "two at a time");
         let ticket = self.lanes.detain(&late(&[packet], 0, read), || 0).unwrap();
         state.answer_all();
@@ -283,6 +295,22 @@ fn a_flow_that_hops_back_is_handled_one_at_a_time() {
     });
 }
 
+/// A flow that is new hopped before anybody has looked, and both readers look at once: what both take at a
+/// time has no order to be seen, and still it is one at a time, and nothing is lost.
+#[test]
+fn a_new_flow_that_hopped_unseen_is_handled_one_at_a_time() {
+    model(|| {
+        let host = Host::without_flow([&[1], &[2]]);
+        let other = host.clone();
+        let reader = thread::spawn(move || other.round(0));
+        host.round(1);
+        reader.join().unwrap();
+        let mut sent = host.end();
+        sent.sort_unstable();
+        assert_eq!(sent, [1, 2]);
+    });
+}
+
 /// A helper is done with a lane while its reader brings more: nothing stays behind.
 #[test]
 fn what_is_brought_while_a_helper_ends_is_handled() {
@@ -290,7 +318,7 @@ fn what_is_brought_while_a_helper_ends_is_handled() {
         let host = Host::new([&[2], &[]]);
         let gather = Gather::default();
         let read = host.sockets[0].state.begin_read();
-        let placed = host.place(1, (0, 0), read, Some(&gather), &OnceCell::new());
+        let placed = host.place((1, false), (0, 0), read, Some(&gather), &OnceCell::new());
         assert_eq!(placed, Placed::Waits);
         host.sockets[0].state.answer_all();
         let other = host.clone();
@@ -309,7 +337,7 @@ fn helpers_do_not_share_a_lane() {
         let gather = Gather::default();
         for packet in [1, 2] {
             let read = host.sockets[0].state.begin_read();
-            host.place(packet, (0, 0), read, Some(&gather), &OnceCell::new());
+            host.place((packet, false), (0, 0), read, Some(&gather), &OnceCell::new());
         }
         host.sockets[0].state.answer_all();
         let other = host.clone();
@@ -342,7 +370,7 @@ fn a_helper_that_puts_an_upcall_back_keeps_its_place() {
         let gather = Gather::default();
         for packet in [1, 2] {
             let read = host.sockets[0].state.begin_read();
-            host.place(packet, (0, 0), read, Some(&gather), &OnceCell::new());
+            host.place((packet, false), (0, 0), read, Some(&gather), &OnceCell::new());
         }
         host.sockets[0].state.answer_all();
         let other = host.clone();

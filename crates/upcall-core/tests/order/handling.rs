@@ -14,6 +14,10 @@ pub(crate) struct Reading {
     pub(crate) from: usize,
     pub(crate) read: u64,
     pub(crate) defer: bool,
+    /// When it was sent, if that is told.
+    pub(crate) sent_ns: Option<u64>,
+    /// Is the flow new, and is something older in other sockets?
+    pub(crate) in_doubt: bool,
 }
 
 /// Who handles an upcall, and whose plan its install goes to.
@@ -33,25 +37,29 @@ fn late<'a>(
     reading: Reading,
     gather: Option<&'a Gather>,
 ) -> Late<'a> {
-    let Reading { by, from, read, defer } = reading;
+    let Reading { by, from, read, defer, sent_ns, in_doubt } = reading;
     Late {
         message,
         flow: hash(flow),
         source: id(from),
         read,
+        sent_ns,
         port: flow as u32,
         class: Class::Miss,
         ahead: by != from,
         gather,
+        in_doubt,
         defer,
     }
 }
 
 impl Host {
-    pub(crate) fn packet(&mut self, packet: Packet, reading: Reading) {
+    pub(crate) fn packet(&mut self, packet: Packet, mut reading: Reading) {
         self.unread(packet, reading.from);
         let now = Tick::of_us(self.now_us.get());
-        let (lane, claim) = self.lanes.claim(hash(packet.0), id(reading.from), now);
+        let is_first = || self.is_oldest(reading);
+        let (lane, claim) = self.lanes.claim(hash(packet.0), id(reading.from), now, is_first);
+        reading.in_doubt = claim == Claim::Doubt;
         if claim == Claim::Run && !reading.defer {
             return self.decide_as_read(packet, reading, lane.hopped());
         }

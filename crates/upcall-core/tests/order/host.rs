@@ -1,7 +1,7 @@
 //! The host: everybody's state, and one step of it.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use proptest::prelude::*;
 use upcall_core::{
@@ -40,7 +40,9 @@ pub(crate) struct Flow {
     pub(crate) next: u32,
     /// Sockets that hold packets of it, with how many are unread.
     pub(crate) unread: [u32; SOCKETS],
-    /// Was a packet of it read from the present socket?
+    /// Where the last packet of it was read from.
+    pub(crate) read_from: Option<usize>,
+    /// Was one read from the present socket?
     pub(crate) seen_here: bool,
 }
 
@@ -73,6 +75,10 @@ pub(crate) struct Host {
     /// What the one who looked has still to take out, and for whom.
     pub(crate) taking: Option<(usize, VecDeque<usize>, Gather)>,
     pub(crate) reads: Reads,
+    /// When packets were sent up.
+    pub(crate) sent: HashMap<Packet, u64>,
+    /// Is that told?
+    pub(crate) is_timed: bool,
     /// Is there room for all to wait, as long as it takes?
     pub(crate) is_roomy: bool,
     limits: QueueLimits,
@@ -154,6 +160,8 @@ impl Host {
             arrivals: Vec::new(),
             taking: None,
             reads: Reads::Own,
+            sent: HashMap::new(),
+            is_timed: false,
             is_roomy: true,
             limits,
         }

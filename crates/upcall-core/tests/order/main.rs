@@ -49,9 +49,12 @@ fn an_install_waits_for_whoever_has_a_packet_of_the_flow() -> Result<(), TestCas
 }
 
 /// With room for all, and fences that are never given up.
-fn keep_their_order(reads: Reads, steps: Vec<Step>) -> Result<(), TestCaseError> {
+fn keep_their_order(
+    (reads, is_timed): (Reads, bool),
+    steps: Vec<Step>,
+) -> Result<(), TestCaseError> {
     let mut host = Host::new(patient());
-    host.reads = reads;
+    (host.reads, host.is_timed) = (reads, is_timed);
     for step in steps {
         host.step(step)?;
     }
@@ -66,21 +69,28 @@ proptest! {
 
     #[test]
     fn flows_keep_their_order_in_any_interleaving(steps in steps()) {
-        keep_their_order(Reads::Own, steps)?;
+        keep_their_order((Reads::Own, false), steps)?;
+    }
+
+    /// Where it is told when packets were sent, flows may hop before anybody has looked, new ones too.
+    #[test]
+    fn flows_keep_their_order_where_it_is_told_when_packets_were_sent(steps in steps()) {
+        keep_their_order((Reads::Own, true), steps)?;
     }
 
     /// Where sockets are read in order, flows may hop faster than anybody looks.
     #[test]
     fn flows_that_hop_fast_keep_their_order_where_sockets_are_read_in_order(
         steps in ordered_steps(),
+        is_timed: bool,
     ) {
-        keep_their_order(Reads::InOrder, steps)?;
+        keep_their_order((Reads::InOrder, is_timed), steps)?;
     }
 
     /// Where sockets are read in order, a reader may still be at its own.
     #[test]
-    fn flows_keep_their_order_while_readers_read_on(steps in mixed_steps()) {
-        keep_their_order(Reads::Both, steps)?;
+    fn flows_keep_their_order_while_readers_read_on(steps in mixed_steps(), is_timed: bool) {
+        keep_their_order((Reads::Both, is_timed), steps)?;
     }
 
     /// With next to no room, upcalls are shed or go without a fence, but none is lost track of, and none

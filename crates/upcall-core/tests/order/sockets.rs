@@ -16,6 +16,7 @@ impl Host {
         if self.kernel.forward(packet) {
             return;
         }
+        self.sent.insert(packet, self.sent.len() as u64);
         self.sockets.borrow_mut()[state.socket].queue.push_back(packet);
         state.unread[state.socket] += 1;
         if !self.arrivals.contains(&state.socket) {
@@ -26,13 +27,17 @@ impl Host {
     /// A flow may hop once a packet of it was read where it is, and back to a socket only when that
     /// holds none of it any more: what hops faster than anybody looks has no order to be seen. While
     /// sockets are read in order, it is enough that the socket got nothing since the last look, and that
-    /// nobody is about to take out of it what was there then.
+    /// nobody is about to take out of it what was there then. Where it is told when packets were sent, it is
+    /// enough that it does not come back to the socket that it was read from last before the rest is read.
     pub(crate) fn hop(&mut self, flow: usize, socket: usize) {
         let state = &mut self.flows[flow];
         let is_taken = |(_, order, _): &(_, VecDeque<_>, _)| order.contains(&socket);
         let is_fresh =
             !self.arrivals.contains(&socket) && !self.taking.as_ref().is_some_and(is_taken);
+        let is_back =
+            state.read_from == Some(socket) && state.unread.iter().any(|unread| *unread > 0);
         let may_hop = match self.reads {
+            Reads::Own if self.is_timed => !is_back,
             Reads::Own => state.seen_here,
             Reads::InOrder => is_fresh,
             Reads::Both => state.seen_here && is_fresh,
@@ -64,7 +69,7 @@ impl Host {
             return;
         };
         drop(sockets);
-        self.packet(packet, Reading { by: at, from: at, read, defer });
+        self.packet(packet, Reading { defer, ..self.reading(packet, at, at, read) });
     }
 
     /// A whole round, in which the socket is read empty.
@@ -74,6 +79,19 @@ impl Host {
             self.read(at, false);
         }
         self.end_round(at);
+    }
+
+    fn reading(&self, packet: Packet, by: usize, from: usize, read: u64) -> Reading {
+        let sent_ns = self.is_timed.then(|| self.sent[&packet]);
+        Reading { by, from, read, defer: true, sent_ns, in_doubt: false }
+    }
+
+    /// Is nothing in other sockets that is known to be older?
+    pub(crate) fn is_oldest(&self, reading: Reading) -> bool {
+        let Some(sent_ns) = reading.sent_ns else { return true };
+        let sockets = self.sockets.borrow();
+        let oldest = |at: usize| sockets[at].queue.front().map(|packet| self.sent[packet]);
+        (0..SOCKETS).all(|at| at == reading.by || oldest(at).is_none_or(|first| first > sent_ns))
     }
 
     /// Looks at all sockets, for the reader of `by`.
@@ -106,7 +124,8 @@ impl Host {
                 let read = sockets[from].state.begin_read();
                 drop(sockets);
                 self.unread(packet, from);
-                self.place(packet, Reading { by, from, read, defer: true }, Some(&gather));
+                let reading = self.reading(packet, by, from, read);
+                self.place(packet, reading, Some(&gather));
             }
             if was_idle {
                 self.sockets.borrow()[from].state.answer_all();
@@ -146,7 +165,8 @@ impl Host {
             let read = sockets[from].state.begin_read();
             drop(sockets);
             self.unread(packet, from);
-            self.place(packet, Reading { by, from, read, defer: true }, Some(&gather));
+            let reading = self.reading(packet, by, from, read);
+            self.place(packet, reading, Some(&gather));
             if was_idle {
                 self.sockets.borrow()[from].state.answer_all();
             }
@@ -167,5 +187,6 @@ impl Host {
         let state = &mut self.flows[packet.0];
         state.unread[from] -= 1;
         state.seen_here |= state.socket == from;
+        state.read_from = Some(from);
     }
 }
