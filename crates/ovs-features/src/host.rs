@@ -11,13 +11,14 @@ use crate::topology::status_field;
 
 /// Capabilities that a dispatcher has a use for, with what for
 /// (`include/uapi/linux/capability.h`).
-pub const CAPABILITIES: [(&str, u8, &str); 6] = [
+pub const CAPABILITIES: [(&str, u8, &str); 7] = [
     ("CAP_NET_ADMIN", 12, "change datapaths, execute packets, exceed rmem_max"),
     ("CAP_IPC_LOCK", 14, "lock memory"),
     ("CAP_SYS_PTRACE", 19, "see which process of another user holds a socket"),
     ("CAP_SYS_ADMIN", 21, "probe in a network namespace of its own"),
     ("CAP_SYS_NICE", 23, "real-time priority, affinity of others"),
     ("CAP_SYS_RESOURCE", 24, "raise limits on file descriptors"),
+    ("CAP_BPF", 39, "know when upcalls were sent, for the order of flows that change CPU"),
 ];
 
 /// Inode of the initial user namespace (`PROC_USER_INIT_INO`, `include/linux/proc_ns.h`).

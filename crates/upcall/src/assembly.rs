@@ -10,6 +10,7 @@ use ovs_wire::datapath::Datapath;
 use tokio::sync::watch;
 
 use crate::delivery::Delivery;
+use crate::engine::ALIKE;
 use crate::places::{Places, topology};
 use crate::recv_buffer::Budget;
 use crate::roam::Room;
@@ -107,6 +108,10 @@ impl Assembly<'_> {
             }
         }
         drop(reserve);
+        // One socket is a queue.
+        if self.shape.arrival_times && sockets.len() > 1 {
+            record_arrivals(&sockets);
+        }
         Ok(sockets)
     }
 
@@ -153,6 +158,17 @@ impl Assembly<'_> {
         let workers = workers.collect::<Result<Vec<_>, _>>()?;
         places.settled(&workers);
         Ok(workers)
+    }
+}
+
+/// Has the kernel tell when upcalls come, so that the order between the sockets is known.
+fn record_arrivals(sockets: &[Arc<Socket>]) {
+    if let Err(err) = sockets.iter().try_for_each(|socket| socket.record_arrivals(ALIKE)) {
+        tracing::info!(
+            %err,
+            "the kernel does not tell when upcalls were sent (that takes CAP_BPF): the order of flows that \
+             change CPU is kept as far as it can be seen"
+        );
     }
 }
 

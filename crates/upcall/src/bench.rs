@@ -36,6 +36,15 @@ pub struct Ids {
     pub ports: u32,
 }
 
+/// Has the kernel tell when upcalls come to this socket, as a dispatcher does.
+///
+/// # Errors
+///
+/// What the kernel refuses.
+pub fn record_arrivals(socket: &Socket) -> io::Result<()> {
+    socket.record_arrivals(crate::engine::ALIKE)
+}
+
 /// A dispatcher's state without a datapath; it answers from its plans.
 fn shared(
     ids: Ids,
@@ -135,9 +144,9 @@ impl Reader {
     }
 }
 
-/// A worker thread, as a dispatcher has it.
+/// Worker threads, as a dispatcher has them.
 pub struct Running {
-    worker: Worker,
+    workers: Vec<Worker>,
     runtime: Runtime,
     /// Open as long as this lives.
     _gate: watch::Sender<bool>,
@@ -150,7 +159,8 @@ impl fmt::Debug for Running {
 }
 
 impl Running {
-    /// Starts a worker that reads `socket` and answers on `tx`, on any CPU.
+    /// Starts a worker that reads `socket`, and others that help it: one for each of `tx`, which it answers on.
+    /// They run on any CPU.
     ///
     /// # Errors
     ///
@@ -158,27 +168,34 @@ impl Running {
     pub fn start(
         (ids, limits): (Ids, Limits),
         (handler, install): (impl Handler, InstallPolicy),
-        (socket, tx): (Arc<Socket>, Socket),
+        (socket, tx): (Arc<Socket>, Vec<Socket>),
     ) -> Result<Self, Error> {
         let shared = shared(ids, handler, install, limits).map_err(Error::system("prepare"))?;
         let gate = watch::Sender::new(true);
         let cpus = cpu::affinity(None).map_err(Error::system("read the affinity"))?;
         let room = Room { near: cpus.clone(), far: cpus };
-        let worker = Worker::start((0, room), tx, shared, gate.subscribe())?;
+        let start = |(number, tx)| {
+            Worker::start((number, room.clone()), tx, shared.clone(), gate.subscribe())
+        };
+        let workers = tx.into_iter().enumerate().map(start).collect::<Result<Vec<_>, _>>()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(Error::system("start a runtime"))?;
-        runtime.block_on(worker.serve(socket, Carries::AnyFlow));
-        Ok(Self { worker, runtime, _gate: gate })
+        runtime.block_on(workers[0].serve(socket, Carries::AnyFlow));
+        Ok(Self { workers, runtime, _gate: gate })
     }
 
-    /// Its counters.
+    /// Their counters, added up.
     pub fn ledger(&self) -> LedgerSnapshot {
-        self.worker.ledger().snapshot()
+        let mut sum = LedgerSnapshot::default();
+        self.workers.iter().for_each(|worker| sum += worker.ledger().snapshot());
+        sum
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        assert!(self.runtime.block_on(self.worker.stop(STOP_LIMIT)), "the worker does not end");
+        for worker in &self.workers {
+            assert!(self.runtime.block_on(worker.stop(STOP_LIMIT)), "a worker does not end");
+        }
     }
 }

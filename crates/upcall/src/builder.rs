@@ -48,9 +48,10 @@ pub struct Limits {
     /// upcalls refused by a socket filter, before they take room, so that the others lose none? Default
     /// true. Counted, as an estimate, in [`LedgerSnapshot::shield_refused`](crate::LedgerSnapshot).
     pub storm_shield: bool,
-    /// Where CPUs have sockets: do the upcalls of all CPUs go by one of them while flows hop between CPUs, as
-    /// long as one reader can read it all? Two sockets tell nothing of which of their messages is older; one
-    /// keeps the order in which all CPUs sent. Default true. Counted in [`Stats::funnels`].
+    /// Where CPUs have sockets and it is not known when upcalls were sent ([`Stats::arrival_times`]): do those
+    /// of all CPUs go by one socket while flows hop between CPUs, as long as one reader can read it all? Two
+    /// sockets tell nothing of which of their messages is older; one keeps the order in which all CPUs sent.
+    /// Default true. Counted in [`Stats::funnels`].
     pub funnel: bool,
     /// Flows whose upcalls are kept apart, 8 bytes each; beyond, flows share lanes. Default 262,144.
     pub lanes: usize,
@@ -113,6 +114,11 @@ pub struct Shape {
     /// one; while a dispatcher is reshaped or takes over from a predecessor, the sockets that are on
     /// their way out come on top.
     pub recv_buffer_total_bytes: Option<usize>,
+    /// Where CPUs have sockets, two or more: does the kernel tell when it sent each upcall, so that those of
+    /// several sockets can be put in order? An eBPF program on each socket writes the time into memory, 17 kB
+    /// of it. Default true. Needs `CAP_BPF`; without it all works as if this were false
+    /// ([`Stats::arrival_times`] tells).
+    pub arrival_times: bool,
 }
 
 impl Default for Shape {
@@ -123,6 +129,7 @@ impl Default for Shape {
             placement: Placement::NearCpu,
             recv_buffer_bytes: 2 << 20,
             recv_buffer_total_bytes: None,
+            arrival_times: true,
         }
     }
 }

@@ -226,6 +226,7 @@ impl Dispatcher {
             sheds: self.shared.sheds.read(),
             sockets,
             cpus_sharing: delivery.cpus_sharing(),
+            arrival_times: delivery.sockets().tell_times(),
             ports: self.shared.ports.load().len(),
             funnels: self.shared.funnel.times(),
             funnelled: self.shared.funnel.is_up(),

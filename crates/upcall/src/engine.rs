@@ -17,6 +17,7 @@ use upcall_core::{
 };
 
 pub(crate) use self::hopping::Hopping;
+pub(crate) use self::intake::ALIKE;
 use self::intake::Reading;
 use self::plan::Plan;
 use crate::Verdict;
@@ -285,14 +286,15 @@ impl Engine {
         let mut end = Ok(false);
         while received < max {
             self.in_flight.about_to_take(&self.ledger);
-            let (read, taken) = source.entry.take(|| recv(&mut buf));
-            match taken {
+            let (taken, datagram) = source.entry.take(|| recv(&mut buf));
+            match datagram {
                 Ok(Some(datagram)) => {
                     received += 1;
                     let defer = source.spread;
                     let Source { entry, plan, .. } = &mut *source;
                     let (plan, tally) = (Some(plan), tally.as_deref_mut());
-                    let reading = Reading { entry, read, plan, defer, tally, gather: None };
+                    let reading =
+                        Reading { entry, taken, plan, in_doubt: false, defer, tally, gather: None };
                     self.datagram(reading, datagram, &buf);
                     if received % LOOK_EVERY == 0 && self.is_overdue() {
                         break;
@@ -322,7 +324,8 @@ impl Engine {
     fn end_round(&mut self, source: &mut Source, drained: bool) {
         source.plan.follow(&self.shared);
         source.handed_out &= self.shared.lanes.any_queued();
-        let answered = drained && !source.handed_out;
+        // What came since the look that found nothing is seen without another one, if it is told.
+        let answered = drained && !source.handed_out && source.entry.oldest_ns().is_none();
         let waits = |lane| self.shared.waits(lane, source.entry.id, self.tick);
         if !source.plan.is_empty() {
             // A round may take longer than the pause that an install waits for.

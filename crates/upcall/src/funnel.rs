@@ -1,4 +1,5 @@
-//! The funnel: the upcalls of all CPUs by one socket, while flows hop between CPUs.
+//! The funnel: the upcalls of all CPUs by one socket, while flows hop between CPUs and nobody tells when upcalls
+//! were sent.
 //!
 //! When, `upcall-core` says ([`Funnel`]). Readers see hops and whether they keep up; a task tells the kernel.
 //! Both moves are hops themselves, of all flows at once: what is left in the sockets before is older.

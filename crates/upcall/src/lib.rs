@@ -74,8 +74,12 @@
 //! * When a flow hops from one CPU to another, what was in the sockets at that moment comes first: it is
 //!   taken out at once, and what others are answering just then is waited for, the *fence*; bounded in
 //!   time ([`QueueLimits::fence_us`]), and a fence given up is counted ([`QueueStats::fence_timeouts`]).
-//!   A flow that hops again before anybody has looked may be reordered, so where flows go on hopping, the
-//!   upcalls of all CPUs come by one socket for a while ([`Limits::funnel`]).
+//!   What is taken out of several sockets comes in the order in which the kernel sent it, also where a flow
+//!   hopped on before anybody has looked, and where it is new ([`Shape::arrival_times`]); but for one that comes
+//!   back to the socket it was last read from while packets of it are still in another.
+//! * Where the kernel does not tell when it sent ([`Stats::arrival_times`]), a flow that hops before anybody has
+//!   looked may be reordered. So while flows go on hopping, the upcalls of all CPUs come by one socket
+//!   ([`Limits::funnel`]).
 //! * A flow is installed only after the EXECUTEs of all its upcalls that were read, and after a further
 //!   non-blocking read brought none, of its socket, or of all sockets if it hopped; bounded in rounds
 //!   ([`InstallLimits`]). What slips through is counted ([`Stats::install_stragglers`]). Until it is
@@ -143,7 +147,7 @@
 //! # Requirements
 //!
 //! Linux 5.10 or newer with the `openvswitch` module, `CAP_NET_ADMIN` in the user namespace of the network
-//! namespace, and a tokio runtime with time and I/O enabled.
+//! namespace, and a tokio runtime with time and I/O enabled. Better with `CAP_BPF` ([`Shape::arrival_times`]).
 
 mod assembly;
 mod batch;

@@ -24,7 +24,7 @@ use crate::observe::Observers;
 use crate::quotas::Quotas;
 use crate::sheds::Sheds;
 use crate::shield::Gauges;
-use crate::sources::Registry;
+use crate::sources::{Registered, Registry};
 use crate::sweep::Affected;
 use crate::{Failure, Handler, InFlight, InstallPolicy, Limits, Ports};
 
@@ -203,16 +203,17 @@ impl Shared {
         cookie.is_some_and(|(prefix, userdata)| userdata.starts_with(prefix))
     }
 
-    /// A flow came by another socket than before, to that with this port id.
-    pub(crate) fn hopped(&self, port_id: u32) {
+    /// A flow came by another socket than before: by this one.
+    pub(crate) fn hopped(&self, to: &Registered) {
         // A shield counts what readers read by themselves.
         if self.shields.any_up() {
             return;
         }
         let now_us = self.now_us();
         self.hopping.hopped(now_us);
-        if self.limits.load().funnel {
-            self.funnel.hopped(port_id, now_us);
+        // With times, sockets can be read in order as fast as one.
+        if self.limits.load().funnel && !to.tells_times() {
+            self.funnel.hopped(to.port_id(), now_us);
         }
     }
 

@@ -133,6 +133,12 @@ impl Sockets {
         self.lock().clone()
     }
 
+    /// Is it known of each when upcalls came to it?
+    pub(crate) fn tell_times(&self) -> bool {
+        let list = self.lock();
+        !list.is_empty() && list.iter().all(|served| served.socket.records_arrivals())
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.lock().len()
     }

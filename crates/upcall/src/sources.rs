@@ -45,9 +45,42 @@ impl Registered {
     pub(crate) fn take(
         &self,
         recv: impl FnOnce() -> io::Result<Option<Datagram>>,
-    ) -> (u64, io::Result<Option<Datagram>>) {
+    ) -> (Taken, io::Result<Option<Datagram>>) {
         let _held = self.hold();
-        (self.state.begin_read(), recv())
+        let taken = self.begin();
+        (taken, recv())
+    }
+
+    /// The next reading; held off.
+    fn begin(&self) -> Taken {
+        let number = self.socket.as_ref().map_or(0, |socket| socket.taken());
+        Taken { read: self.state.begin_read(), number }
+    }
+
+    /// Is it known when the kernel sent what is in it?
+    pub(crate) fn tells_times(&self) -> bool {
+        self.socket.as_ref().is_some_and(|socket| socket.records_arrivals())
+    }
+
+    /// When the kernel sent what was taken so, in nanoseconds, if that is known.
+    pub(crate) fn sent_ns(&self, taken: Taken) -> Option<u64> {
+        self.socket.as_ref()?.arrival_ns(taken.number)
+    }
+
+    /// It was found empty without taking anything out. Who takes something finds that out by itself, and may
+    /// wait for what the caller holds.
+    fn found_empty(&self) {
+        if let Some(socket) = &self.socket
+            && socket.oldest_arrival_ns().is_some()
+            && let Ok(_held) = self.taking.try_lock()
+        {
+            socket.found_empty();
+        }
+    }
+
+    /// When the kernel sent the first of what is there, likewise.
+    pub(crate) fn oldest_ns(&self) -> Option<u64> {
+        self.socket.as_ref()?.oldest_arrival_ns()
     }
 
     /// Holds the reader off, to take what is in the socket in its stead.
@@ -58,6 +91,15 @@ impl Registered {
     fn hold(&self) -> MutexGuard<'_, ()> {
         self.taking.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A reading of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// Its number among all readings, those that found nothing as well.
+    pub(crate) read: u64,
+    /// Its number among the datagrams, for [`Socket::arrival_ns`].
+    number: u64,
 }
 
 /// See [`Registered::hold_off`].
@@ -82,14 +124,16 @@ impl HeldOff<'_> {
     pub(crate) fn take_all(
         self,
         buf: &mut [u8],
-        mut each: impl FnMut(u64, Datagram, &[u8]) -> bool,
+        mut each: impl FnMut(Taken, Datagram, &[u8]) -> bool,
     ) -> bool {
         let Registered { socket: Some(socket), state, .. } = self.entry else { return true };
         let was_idle = state.is_idle();
-        let mut all = true;
+        let (mut all, mut number) = (true, socket.taken());
         // What cannot be read here, the reader will find out.
         while all && let Ok(Some(datagram)) = socket.recv(buf) {
-            all = each(state.begin_read(), datagram, buf);
+            let read = state.begin_read();
+            all = each(Taken { read, number }, datagram, buf);
+            number = socket.taken();
         }
         // If not, the reader says so at the end of its round, for these as well.
         if was_idle {
@@ -177,8 +221,13 @@ impl Registry {
         };
         let rivals: Vec<_> =
             entries.iter().filter(may_hold).filter(|entry| entry.id != by.id).cloned().collect();
-        let unread: Vec<_> =
-            with_unread(&rivals).filter(|(_, unread)| *unread).map(|(e, _)| e.clone()).collect();
+        let (unread, empty): (Vec<_>, Vec<_>) =
+            with_unread(&rivals).partition(|(_, unread)| *unread);
+        let unread: Vec<_> = unread.into_iter().map(|(entry, _)| entry.clone()).collect();
+        // What was lost there must not look like something that is there.
+        for (entry, _) in empty {
+            entry.found_empty();
+        }
         // Whether it is idle is asked after the sockets: what was taken out of one before that has a
         // number by now.
         let read = |e: &Registered| Fence { source: e.id, through: e.state.reads() };
@@ -194,6 +243,35 @@ impl Registry {
             ordered: false,
         };
         (gather, unread)
+    }
+
+    /// Can nothing of a flow that is new be in the other sockets and older than what was taken so out of `by`'s?
+    /// The flow's key begins at `key`, as an attribute.
+    pub(crate) fn is_first(&self, by: &Registered, taken: Taken, key: &[u8]) -> bool {
+        if by.carries == Carries::OnePort {
+            return true;
+        }
+        let Some(sent_ns) = by.sent_ns(taken) else { return true };
+        let entries = self.entries.load();
+        let rivals = entries.iter().filter(|entry| entry.carries == Carries::AnyFlow);
+        let mut rivals = rivals.filter(|entry| entry.id != by.id);
+        let is_older = |entry: &Registered| entry.oldest_ns().is_some_and(|ns| ns < sent_ns);
+        let may_hold = |socket: &Arc<Socket>| socket.may_hold(key);
+        !rivals.any(|entry| is_older(entry) && entry.socket.as_ref().is_some_and(may_hold))
+    }
+
+    /// Which of the sockets, but those of `but`, has the oldest datagram, as far as that is known, and up to which
+    /// time no other has any.
+    pub(crate) fn oldest(sockets: &[Arc<Registered>], but: &[SourceId]) -> Option<(usize, u64)> {
+        let (mut oldest, mut others_ns) = (None, u64::MAX);
+        for (at, entry) in sockets.iter().enumerate().filter(|(_, e)| !but.contains(&e.id)) {
+            let Some(sent_ns) = entry.oldest_ns() else { continue };
+            match oldest {
+                Some((_, oldest_ns)) if oldest_ns <= sent_ns => others_ns = others_ns.min(sent_ns),
+                _ => others_ns = oldest.replace((at, sent_ns)).map_or(others_ns, |(_, ns)| ns),
+            }
+        }
+        oldest.map(|(at, _)| (at, others_ns))
     }
 
     /// The sockets that flows may hop between.
@@ -234,6 +312,8 @@ fn with_unread(entries: &[Arc<Registered>]) -> impl Iterator<Item = (&Arc<Regist
 
 #[cfg(test)]
 mod tests {
+    use netlink_io::Alike;
+
     use super::*;
 
     #[test]
@@ -303,6 +383,51 @@ mod tests {
     }
 
     #[test]
+    fn what_is_oldest_is_known_by_its_time() {
+        // They are alike: an acknowledgement has a copy of the header there.
+        const ALIKE: Alike = Alike { at: 20, max: 16 };
+        let registry = Registry::default();
+        let sockets = [(); 3].map(|()| socket(&registry, Carries::AnyFlow));
+        let recorded = sockets.iter().try_for_each(|(socket, _)| socket.record_arrivals(ALIKE));
+        if let Err(err) = recorded {
+            assert_eq!(err.kind(), io::ErrorKind::PermissionDenied, "{err}");
+            return eprintln!("skipped: this process may not load eBPF programs");
+        }
+        let send = |at: &[usize]| at.iter().try_for_each(|at| sockets[*at].0.send(&NOOP)).unwrap();
+        send(&[1, 0, 1, 2]);
+        let entries = registry.hopped_between();
+        let mut buf = [0; 256];
+        let mut take = |at: usize| {
+            let (taken, datagram) = entries[at].take(|| sockets[at].0.recv(&mut buf));
+            assert!(datagram.unwrap().is_some());
+            registry.is_first(&entries[at], taken, &NOOP)
+        };
+        assert_eq!([take(1), take(1), take(2), take(0)], [true, false, false, true]);
+        send(&[2, 0, 2]);
+        let (at, until_ns) = Registry::oldest(&entries, &[]).unwrap();
+        assert_eq!((at, entries[0].oldest_ns()), (2, Some(until_ns)));
+        assert_eq!(Registry::oldest(&entries, &[entries[2].id]), Some((0, u64::MAX)));
+        assert_eq!(Registry::oldest(&entries[1..2], &[]), None);
+    }
+
+    #[test]
+    fn what_was_lost_does_not_look_like_something_for_long() {
+        const ALIKE: Alike = Alike { at: 20, max: 16 };
+        let registry = Registry::default();
+        let (_, by) = socket(&registry, Carries::AnyFlow);
+        let (full, entry) = socket(&registry, Carries::AnyFlow);
+        if full.record_arrivals(ALIKE).is_err() {
+            return eprintln!("skipped: this process may not load eBPF programs");
+        }
+        full.set_recv_buffer(4096).unwrap();
+        (0..100).for_each(|_| full.send(&NOOP).unwrap());
+        while full.recv(&mut [0; 256]).unwrap().is_some() {}
+        assert!(full.mem_info().unwrap().drops > 0 && entry.oldest_ns().is_some());
+        let (_, unread) = registry.gather(&by, None);
+        assert_eq!((unread.len(), entry.oldest_ns()), (0, None));
+    }
+
+    #[test]
     fn what_is_taken_in_order_waits_for_what_readers_have_in_hand_now() {
         let registry = Registry::default();
         let [from, idle, late] = [(); 3].map(|()| socket(&registry, Carries::AnyFlow).1);
@@ -328,7 +453,7 @@ mod tests {
             assert_eq!(held.read_before(), Fence { source: entry.id, through: before });
             let mut reads = Vec::new();
             assert!(held.take_all(&mut buf, |read, _, _| {
-                reads.push(read);
+                reads.push(read.read);
                 true
             }));
             assert_eq!(reads, expected);

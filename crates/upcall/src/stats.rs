@@ -112,6 +112,8 @@ pub struct Stats {
     pub sockets: usize,
     /// CPUs that share another one's socket because theirs could not be opened.
     pub cpus_sharing: usize,
+    /// Is it known when the kernel sent each upcall ([`Shape::arrival_times`](crate::Shape))?
+    pub arrival_times: bool,
     /// Ports, the datapath's own among them.
     pub ports: usize,
     /// Times that the upcalls of all CPUs were sent to one socket, because flows hopped

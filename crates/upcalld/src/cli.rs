@@ -149,8 +149,13 @@ pub(crate) struct RunArgs {
     /// ports lose none; off: they share the losses [default: on]
     #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true)]
     pub(crate) storm_shield: Option<OnOff>,
-    /// Have the upcalls of all CPUs go by one socket while flows hop between CPUs, which keeps their order, as
-    /// long as one worker can read it all [default: on]
+    /// Have the kernel tell when it sent each upcall, by an eBPF program on each CPU's socket, which keeps the
+    /// order of flows that hop between CPUs; left out where that is not permitted (no 'bpf' capability)
+    /// [default: on]
+    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true)]
+    pub(crate) arrival_times: Option<OnOff>,
+    /// Where it is not known when upcalls were sent: have those of all CPUs go by one socket while flows hop
+    /// between CPUs, as long as one worker can read it all [default: on]
     #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true)]
     pub(crate) funnel: Option<OnOff>,
     /// Upcalls a second that each port may have taken in, and at once (default: a tenth of a second's, at

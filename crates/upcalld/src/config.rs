@@ -35,6 +35,7 @@ pub(crate) struct Config {
     #[serde(default, deserialize_with = "from_text")]
     pub(crate) placement: Option<Placement>,
     pub(crate) storm_shield: Option<OnOff>,
+    pub(crate) arrival_times: Option<OnOff>,
     pub(crate) funnel: Option<OnOff>,
     #[serde(default, deserialize_with = "from_text")]
     pub(crate) port_rate: Option<Rate>,

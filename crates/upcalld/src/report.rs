@@ -61,6 +61,7 @@ pub(crate) struct Report<'a> {
     handler_panics: u64,
     /// An estimate.
     shield_refused: u64,
+    arrival_times: bool,
     funnels: u64,
     funnelled: bool,
     sockets_shielded: usize,
@@ -168,6 +169,7 @@ impl<'a> Report<'a> {
             fences_without_room: ledger.fences_without_room,
             handler_panics: ledger.shed_handler_panic + stats.handler_panics,
             shield_refused: stats.shield_refused(),
+            arrival_times: stats.arrival_times,
             funnels: stats.funnels,
             funnelled: stats.funnelled,
             sockets_shielded: stats.sockets_shielded,

@@ -288,6 +288,7 @@ async fn announce(dispatcher: &Dispatcher, settings: &Settings) {
         flow_max = settings.limits.flows_max,
         mac_max = settings.switch.macs_max,
         installs_pending_max = settings.limits.install.pending_max,
+        arrival_times = settings.shape.arrival_times,
         storm_shield = settings.limits.storm_shield,
         funnel = settings.limits.funnel,
         port_rates = ?settings.limits.port_rates,

@@ -79,6 +79,7 @@ impl Settings {
             queue,
             ..defaults
         };
+        let times = args.arrival_times.or(config.arrival_times);
         let shape = Shape {
             dispatch: args.dispatch.or(config.dispatch).unwrap_or_default(),
             workers: args.workers.or(config.workers).map(usize::from),
@@ -87,6 +88,7 @@ impl Settings {
                 .recv_buffer_bytes
                 .unwrap_or(Shape::default().recv_buffer_bytes),
             recv_buffer_total_bytes: args.recv_buffer_total.or(config.recv_buffer_total_bytes),
+            arrival_times: times.map_or(Shape::default().arrival_times, |times| times == OnOff::On),
         };
         let pairs = or_file(&args.cross_connect, config.cross_connect);
         let (cross_connect, wrong_pairs) = read_pairs(&pairs);
@@ -319,6 +321,7 @@ mod tests {
             workers: Some(3),
             storm_shield: Some(OnOff::Off),
             funnel: Some(OnOff::Off),
+            arrival_times: Some(OnOff::Off),
             answer_from_plan: Some(OnOff::Off),
             dispatch: Some(Dispatch::PerVport),
             placement: Some(Placement::List(vec![2, 3])),
@@ -345,6 +348,7 @@ mod tests {
         assert_eq!(settings.sample_userdata.as_deref(), Some(&[1, 0xab][..]));
         assert!(!settings.limits.storm_shield && Limits::default().storm_shield);
         assert!(!settings.limits.funnel && Limits::default().funnel);
+        assert!(!settings.shape.arrival_times && Shape::default().arrival_times);
         assert_eq!(settings.shape.placement, Placement::List(vec![2, 3]));
     }
 

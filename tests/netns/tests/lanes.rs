@@ -96,7 +96,8 @@ fn sockets_of_table(ns: &NetNs) -> anyhow::Result<usize> {
     })?
 }
 
-/// The funnel: there while flows hop, gone when they do no more, and nobody's doing but our own.
+/// The funnel, where nobody tells when upcalls were sent: there while flows hop, gone when they do no more, and
+/// nobody's doing but our own.
 #[test]
 fn while_flows_hop_all_upcalls_come_by_one_socket() -> TestResult {
     const NAME: &str = "while_flows_hop_all_upcalls_come_by_one_socket";
@@ -107,7 +108,9 @@ fn while_flows_hop_all_upcalls_come_by_one_socket() -> TestResult {
     let cpus = cpu::usable()?;
     let plan =
         Plan { hop_every: 1, cpus, order: Order::RoundRobin, ..Plan::new(FLOWS, PACKETS / 2) };
-    let lab = Lab::start(Hosts::new(2)?, |builder| builder.install("never"))?;
+    let lab = Lab::start(Hosts::new(2)?, |builder| {
+        builder.install("never").option("--arrival-times", "off")
+    })?;
     let sockets = || sockets_of_table(&lab.hosts.switch);
     let each = sockets()?;
     ensure!(each > 1, "{each} sockets are too few to hop between");

@@ -1,9 +1,9 @@
 //! Reading while flows hop between sockets.
 //!
-//! What a flow left in two sockets bears no mark of which came first, and their readers wake in any
-//! order. So for a while after each hop all sockets are read by whoever wakes, one reader at a time, in
-//! the order in which the kernel says that they got something to read ([`ArrivalOrder`]). Only a flow
-//! that comes back to a socket that still holds older packets of it cannot be put in order.
+//! Readers wake in any order. So for a while after each hop all sockets are read by whoever wakes, one reader at
+//! a time: the oldest upcall first, where the kernel tells when it sent them. Where it does not, in the order in
+//! which the sockets got something to read ([`ArrivalOrder`]): then a flow that comes back to a socket that still
+//! holds older packets of it cannot be put in order.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -108,12 +108,46 @@ impl Engine {
         let mut order = shared.hopping.lock();
         let mut left = DEFERRED_MAX;
         // What comes meanwhile comes after what was told before: until there is nothing.
-        while left > 0 && self.take_in_order(order_of(&mut order, &shared.sources)?, &mut left)? {}
+        loop {
+            let order = order_of(&mut order, &shared.sources)?;
+            self.take_by_time(&order.sockets, &mut left);
+            if left == 0 || !self.take_in_order(order, &mut left)? {
+                break;
+            }
+        }
         if left == 0 {
             shared.hopping.overloaded(&mut order, shared.now_us());
         }
         self.read_us = (self.now_us, shared.now_us());
         Ok(left > 0)
+    }
+
+    /// Takes the oldest of all datagrams, one after the other, up to `left`, as far as it is known when they
+    /// came: exactly the order in which they were sent.
+    fn take_by_time(&mut self, sockets: &[Arc<Registered>], left: &mut usize) {
+        let gather = self.shared.sources.ordered_gather();
+        let mut buf = std::mem::take(&mut self.gather_buf);
+        buf.resize(DATAGRAM_MAX, 0);
+        // What was lost for want of room has a time as well.
+        let mut empty = Vec::new();
+        while let Some((at, until_ns)) = Registry::oldest(sockets, &empty) {
+            let entry = &sockets[at];
+            // Nothing that comes to another meanwhile is older.
+            while *left > 0 && entry.oldest_ns().is_some_and(|sent_ns| sent_ns <= until_ns) {
+                let mut one = 1;
+                self.take_out(entry, entry.hold_off(), &gather, &mut one, &mut buf);
+                *left -= 1 - one;
+                if one == 1 {
+                    empty.push(entry.id);
+                    break;
+                }
+            }
+            if *left == 0 {
+                break;
+            }
+        }
+        self.gather_buf = buf;
+        self.flush();
     }
 
     /// One look; `false` if there was nothing. With nothing `left` not all was taken.

@@ -1,26 +1,41 @@
 //! What is made of a datagram: its upcalls, each found well-formed and claimed for its flow.
 
-use netlink_io::Datagram;
+use netlink_io::{Alike, Datagram};
 use ovs_wire::WireError;
 use ovs_wire::key::{FlowKey, KeySummary};
 use ovs_wire::nl::{NlMsg, NlMsgs};
 use ovs_wire::packet;
-use upcall_core::{Claim, Gather, Late, PortTally, Waiting};
+use upcall_core::{Claim, Gather, Lane, Late, PortTally, Tick, Waiting};
 
 use super::Engine;
 use super::plan::Plan;
 use crate::Upcall;
 use crate::deferred::Later;
 use crate::shared::Shared;
-use crate::sources::Registered;
+use crate::sources::{Registered, Taken};
+
+/// Where an upcall's key begins, as an attribute, behind the netlink header: it is the first one
+/// (`queue_userspace_packet`, `net/openvswitch/datapath.c`).
+const KEY_AT: usize = GENL_HEADER_LEN + OVS_HEADER_LEN;
+/// Bytes of a netlink header (`struct nlmsghdr`), a generic-netlink header and an OVS header.
+const NL_HEADER_LEN: usize = 16;
+const GENL_HEADER_LEN: usize = 4;
+const OVS_HEADER_LEN: usize = 4;
+/// Packets of a flow have the same key, so far: behind that are a TCP packet's flags, if it is of no tunnel and
+/// no VLAN. With one, some flows look like others: that costs a look into a socket.
+const KEY_MAX: u16 = 136;
+
+/// Upcalls that may be of one flow.
+pub(crate) const ALIKE: Alike = Alike { at: (NL_HEADER_LEN + KEY_AT) as u16, max: KEY_MAX };
 
 /// A datagram's reading.
 pub(super) struct Reading<'a> {
     pub(super) entry: &'a Registered,
-    /// Its number among the socket's.
-    pub(super) read: u64,
+    pub(super) taken: Taken,
     /// Where installs wait; `None` if another worker's socket was read.
     pub(super) plan: Option<&'a mut Plan>,
+    /// Is the flow of the upcall at hand new, and are older packets, perhaps of it, in other sockets?
+    pub(super) in_doubt: bool,
     /// Upcalls wait for any worker even if they could be handled at once.
     pub(super) defer: bool,
     /// Where the storm shield of its socket counts upcalls by port, if it has one.
@@ -36,13 +51,26 @@ impl<'a> Reading<'a> {
             message,
             flow: upcall.flow,
             source: self.entry.id,
-            read: self.read,
+            read: self.taken.read,
+            sent_ns: self.entry.sent_ns(self.taken),
             port: upcall.in_port().unwrap_or(u32::MAX),
             class: shared.class(upcall.wire),
             ahead: self.plan.is_none(),
             gather: self.gather,
+            in_doubt: self.in_doubt,
             defer: self.defer,
         }
+    }
+
+    /// Claims the lane of an upcall of it: `message` is what is behind the netlink header.
+    fn claim(&mut self, shared: &Shared, message: &[u8], flow: u64, now: Tick) -> (Lane, Claim) {
+        let key = message.get(KEY_AT..).unwrap_or_default();
+        // What is part of a gather was looked for already.
+        let is_first =
+            || self.gather.is_some() || shared.sources.is_first(self.entry, self.taken, key);
+        let (lane, claim) = shared.lanes.claim(flow, self.entry.id, now, is_first);
+        self.in_doubt = claim == Claim::Doubt;
+        (lane, claim)
     }
 }
 
@@ -90,8 +118,8 @@ impl Engine {
         }
         let flow = self.shared.lane_key.hash(&key, &upcall);
         self.other_flows += usize::from(*self.first_flow.get_or_insert(flow) != flow);
-        let (lane, claim) = self.shared.lanes.claim(flow, reading.entry.id, self.tick);
-        let waits = reading.defer || claim == Claim::Wait;
+        let (lane, claim) = reading.claim(&self.shared, msg.payload, flow, self.tick);
+        let waits = reading.defer || claim != Claim::Run;
         let upcall = Upcall { wire: &upcall, key: &key, flow, port_id: reading.entry.port_id() };
         if !waits || self.place(reading, msg.payload, &upcall) {
             let hopped = waits || lane.hopped();
@@ -141,5 +169,48 @@ impl Engine {
     fn malformed(&self, err: &WireError) {
         self.ledger.malformed.add(1);
         tracing::debug!(%err, "malformed upcall");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ovs_wire::AttrBuilder;
+    use ovs_wire::key::{EthernetKey, Ipv4Key, KeyAttr, PortsKey};
+
+    use super::*;
+
+    #[test]
+    fn what_makes_flows_alike_ends_between_ports_and_flags() {
+        let mut key = Vec::new();
+        let mut b = AttrBuilder::new(&mut key);
+        // The order of `__ovs_nla_put_key`, `net/openvswitch/flow_netlink.c`.
+        let upto_ports = [
+            KeyAttr::RecircId(0),
+            KeyAttr::DpHash(0),
+            KeyAttr::Priority(0),
+            KeyAttr::InPort(1),
+            KeyAttr::SkbMark(0),
+            KeyAttr::CtState(0),
+            KeyAttr::CtZone(0),
+            KeyAttr::CtMark(0),
+            KeyAttr::CtLabels([0; 16]),
+            KeyAttr::Ethernet(EthernetKey::from_bytes(&[0; 12])),
+            KeyAttr::EtherType(0x0800),
+            KeyAttr::Ipv4(Ipv4Key::from_bytes(&[0; 12])),
+            KeyAttr::Tcp(PortsKey::from_bytes(&[0; 4])),
+        ];
+        for attr in upto_ports {
+            attr.write(&mut b);
+        }
+        b.finish().unwrap();
+        let header = size_of::<u32>();
+        assert_eq!(usize::from(KEY_MAX), header + key.len());
+        let mut message = Vec::new();
+        let header = ovs_wire::nl::OvsHeader { cmd: 1, version: 1, dp_ifindex: 7 };
+        ovs_wire::nl::write_message(&mut message, 30, 0, 0, header, |b| {
+            b.bytes(1, &key);
+        })
+        .unwrap();
+        assert_eq!(message[usize::from(ALIKE.at) + 4..], key);
     }
 }

@@ -30,7 +30,9 @@ impl Engine {
             &arrival,
             || shared.now_us(),
             |before| {
-                shared.hopped(reading.entry.port_id());
+                if before.is_some() {
+                    shared.hopped(reading.entry);
+                }
                 let look = || shared.sources.gather(reading.entry, before);
                 reading.gather.unwrap_or_else(|| &looked.get_or_init(look).0)
             },
@@ -46,7 +48,7 @@ impl Engine {
 
     fn count_placed(&mut self, placed: Placed, arrival: &Late<'_>) {
         match placed {
-            Placed::Run => self.ledger.hops.add(u64::from(!arrival.defer)),
+            Placed::Run => self.ledger.hops.add(u64::from(!arrival.defer && !arrival.in_doubt)),
             Placed::Unfenced => self.ledger.fences_without_room.add(1),
             Placed::Waits => {
                 self.ledger.queued.add(1);
@@ -100,7 +102,7 @@ impl Engine {
         self.in_flight.about_to_take(&self.ledger);
         let waiting_max = if gather.ordered { GATHERED_MAX } else { DEFERRED_MAX };
         let in_hand = held.in_hand();
-        held.take_all(buf, |read, datagram, buf| {
+        held.take_all(buf, |taken, datagram, buf| {
             self.ledger.gathered.add(1);
             let now;
             let gather = if gather.ordered {
@@ -109,7 +111,15 @@ impl Engine {
             } else {
                 Some(gather)
             };
-            let reading = Reading { entry, read, plan: None, defer: true, tally: None, gather };
+            let reading = Reading {
+                entry,
+                taken,
+                plan: None,
+                in_doubt: false,
+                defer: true,
+                tally: None,
+                gather,
+            };
             self.datagram(reading, datagram, buf);
             self.in_flight.about_to_take(&self.ledger);
             *left -= 1;

@@ -108,6 +108,11 @@ fn gauges(stats: &Stats, info: &Info, macs: u64) -> Vec<Gauge> {
         ),
         ("lanes_waiting", "Lanes with upcalls that wait.", lanes.lanes),
         (
+            "arrival_times",
+            "1 if it is known when the kernel sent each upcall.",
+            u64::from(stats.arrival_times),
+        ),
+        (
             "funnelled",
             "1 while the upcalls of all CPUs go by one socket, because flows hop.",
             u64::from(stats.funnelled),

@@ -56,6 +56,7 @@ impl Settings {
             ("placement", shape.placement.to_string()),
             ("recv_buffer_bytes", shape.recv_buffer_bytes.to_string()),
             ("recv_buffer_total_bytes", option(shape.recv_buffer_total_bytes)),
+            ("arrival_times", on_off(shape.arrival_times)),
             ("storm_shield", on_off(limits.storm_shield)),
             ("funnel", on_off(limits.funnel)),
             ("port_rate", option(rates.all)),

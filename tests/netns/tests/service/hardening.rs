@@ -15,8 +15,8 @@ use crate::unit::{self, DATAPATH, NAME, Service};
 
 /// `systemd-analyze security` gives 0 to what may do nothing and 10 to what may do all.
 const EXPOSURE_MAX: f64 = 2.0;
-/// `CAP_NET_ADMIN`, as a mask.
-const NET_ADMIN: u64 = 1 << 12;
+/// `CAP_NET_ADMIN` and `CAP_BPF`, as a mask.
+const HELD: u64 = 1 << 12 | 1 << 39;
 /// A CPU that goes and comes.
 const CPU: usize = 1;
 const METRICS_PORT: u16 = 9477;
@@ -58,8 +58,8 @@ fn field(path: &str, name: &str) -> Result<String> {
 }
 
 #[test]
-fn it_has_a_user_and_one_capability_and_all_that_it_needs() -> TestResult {
-    if outside_guests("it_has_a_user_and_one_capability_and_all_that_it_needs") {
+fn it_has_a_user_and_two_capabilities_and_all_that_it_needs() -> TestResult {
+    if outside_guests("it_has_a_user_and_two_capabilities_and_all_that_it_needs") {
         return Ok(());
     }
     let config =
@@ -91,7 +91,7 @@ fn confined(service: &Service, pid: u32) -> Result<u32> {
     ensure!(user != 0 && users.split('\t').all(|id| id == user.to_string()), "{line}: {users}");
     for set in ["CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         let held = u64::from_str_radix(&field(&process, set)?, 16)?;
-        ensure!(held == NET_ADMIN, "{set}: {held:#x}");
+        ensure!(held == HELD, "{set}: {held:#x}");
     }
     ensure!(field(&process, "NoNewPrivs")? == "1" && field(&process, "Seccomp")? == "2");
     ensure!(service.property("MainPID")? != "0");
@@ -118,6 +118,9 @@ fn metrics(service: &Service) -> Result<()> {
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     ensure!(text.contains("\nupcalld_up{") && text.ends_with("# EOF\n"), "{text}");
+    let times = text.lines().find(|line| line.starts_with("upcalld_arrival_times{"));
+    let are_told = times.context("no arrival_times")?.ends_with(" 1");
+    ensure!(are_told == has_per_cpu(), "{times:?}");
     Ok(())
 }
 
