@@ -53,7 +53,7 @@ impl Claims {
     }
 
     fn claim(&self, flow: u64, now_us: u64) {
-        let (_, claim) = self.lanes.claim(hash(flow), self.source, Tick::of_us(now_us));
+        let (_, claim) = self.lanes.claim(hash(flow), self.source, Tick::of_us(now_us), || true);
         assert_eq!(claim, Claim::Run, "nothing of it is on its way");
     }
 }
