@@ -185,10 +185,10 @@ impl Socket {
         self.arrivals.get()?.time_of(number)
     }
 
-    /// May a datagram be there that is like one whose attribute begins here ([`Alike`])? There may be none, but if
-    /// there is one, this is true, where arrivals are recorded.
-    pub fn may_hold(&self, attr: &[u8]) -> bool {
-        self.arrivals.get().is_some_and(|arrivals| arrivals.may_hold(attr))
+    /// May a datagram be there that is like others ([`Alike::bucket`])? There may be none, but if there is one,
+    /// this is true, where arrivals are recorded.
+    pub fn may_hold(&self, bucket: usize) -> bool {
+        self.arrivals.get().is_some_and(|arrivals| arrivals.may_hold(bucket))
     }
 
     /// Says that it has just been found empty without a look by [`Socket::recv`]; by one thread at a time. What

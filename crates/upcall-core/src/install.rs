@@ -16,6 +16,9 @@
 //! running within a burst. An upcall that came alone waits for nobody, and one that has seen many of its flow
 //! waits for an empty socket alone.
 //!
+//! Where it is told which flows may have packets unread, those wait for the reading of these as well: also when
+//! they have waited for so long that they do not wait for an empty socket any more.
+//!
 //! What still slips through, upcalls read after the FLOW_PUT was sent, is counted as stragglers.
 
 use std::collections::VecDeque;
@@ -27,6 +30,8 @@ const APART_MIN: u8 = 2;
 /// Upcalls of a flow that an install waits for silence, or for one that comes alone. A sender that gave no better
 /// time until then, with two packets each 0.8 ms for instance, is not going to.
 const PATIENT_MAX: u16 = 32;
+/// So many times the limit of time, an install waits while packets of its flow may be unread.
+const UNREAD_WAITS: u64 = 10;
 
 /// Bounds of an [`InstallPlan`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +43,8 @@ pub struct InstallLimits {
     /// Rounds with an upcall of its flow that it may be put off for: a reader that is faster than the sender
     /// has rounds of one.
     pub rounds_max: u8,
-    /// How long it may be put off in any case, in microseconds: the socket may never be read empty.
+    /// How long it may be put off, in microseconds: the socket may never be read empty. Ten times as long while
+    /// packets of its flow are known to be unread.
     pub wait_us_max: u64,
     /// Time without an upcall of its flow for which an install waits while there is traffic
     /// ([`Observed::busy`]), in microseconds: longer than a sender that is sending is kept from it. No longer
@@ -68,6 +74,17 @@ impl Default for InstallLimits {
     }
 }
 
+/// A flow that is to be installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// The hash of what it matches.
+    pub flow: u64,
+    /// The hash of the lane that its upcall came by.
+    pub lane: u64,
+    /// What upcalls that are like that one have in common, for whoever tells which are unread.
+    pub alike: usize,
+}
+
 /// What became of an offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Offer {
@@ -86,6 +103,8 @@ struct Pending {
     flow: u64,
     /// The hash of the lane that asked for it.
     lane: u64,
+    /// What upcalls of the flow have in common ([`Wanted`]).
+    alike: usize,
     planned_us: u64,
     /// The encoded message, as a range of `InstallPlan::bytes`.
     start: usize,
@@ -133,10 +152,17 @@ impl Pending {
         impatient || self.apart >= APART_MIN || silent_us >= limits.silence_us
     }
 
-    fn has_waited_enough(&self, now_us: u64, limits: &InstallLimits) -> bool {
+    fn has_waited_enough(
+        &self,
+        now_us: u64,
+        limits: &InstallLimits,
+        is_unread: impl FnOnce() -> bool,
+    ) -> bool {
+        let waited_us = now_us.saturating_sub(self.planned_us);
         self.upcalls >= limits.upcalls_max
             || self.rounds >= limits.rounds_max
-            || now_us.saturating_sub(self.planned_us) >= limits.wait_us_max
+            || waited_us >= limits.wait_us_max.saturating_mul(UNREAD_WAITS)
+            || waited_us >= limits.wait_us_max && !is_unread()
     }
 
     fn put_off(&mut self) {
@@ -200,15 +226,15 @@ impl InstallPlan {
         self.pending.is_empty()
     }
 
-    /// An upcall of `flow`, and of the lane with this hash, whose verdict is to install it. `write` appends
-    /// the encoded message and is called only if the install is planned.
+    /// An upcall whose verdict is to install its flow. `write` appends the encoded message and is called only if
+    /// the install is planned.
     ///
     /// # Errors
     ///
     /// What `write` fails with; the plan is as it was.
     pub fn offer<E>(
         &mut self,
-        (flow, lane): (u64, u64),
+        Wanted { flow, lane, alike }: Wanted,
         now_us: u64,
         write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
     ) -> Result<Offer, E> {
@@ -234,6 +260,7 @@ impl InstallPlan {
         self.pending.push(Pending {
             flow,
             lane,
+            alike,
             planned_us: now_us,
             start,
             end,
@@ -268,11 +295,13 @@ impl InstallPlan {
 
     /// Ends a round: hands the message of every install that is due to `send`, with the time it was planned
     /// at, in the order they were planned. `waits` tells whether upcalls of a lane were read that are not
-    /// answered; it is asked about those due alone.
+    /// answered, and `is_unread` whether upcalls like some may be unread, if that is known; they are asked about
+    /// those due alone.
     pub fn end_round(
         &mut self,
         seen: Observed,
         waits: impl Fn(u64) -> bool,
+        is_unread: impl Fn(usize) -> bool,
         mut send: impl FnMut(&[u8], u64),
     ) -> RoundEnd {
         let mut end = RoundEnd::default();
@@ -286,8 +315,9 @@ impl InstallPlan {
         pending.retain_mut(|install| {
             let message = &bytes[install.start..install.end];
             let paused = install.has_paused(seen, &self.limits);
-            let proven = seen.drained && paused && !waits(install.lane);
-            let forced = install.has_waited_enough(seen.now_us, &self.limits);
+            let is_unread = || is_unread(install.alike);
+            let proven = seen.drained && paused && !waits(install.lane) && !is_unread();
+            let forced = install.has_waited_enough(seen.now_us, &self.limits, is_unread);
             let due = proven || forced;
             if due {
                 end.sent += 1;

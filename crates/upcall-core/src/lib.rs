@@ -23,7 +23,7 @@ mod tally;
 pub use flow_limit::FlowLimit;
 pub use funnel::Funnel;
 pub use histogram::{Histogram, HistogramSnapshot};
-pub use install::{InstallLimits, InstallPlan, Observed, Offer, RoundEnd};
+pub use install::{InstallLimits, InstallPlan, Observed, Offer, RoundEnd, Wanted};
 pub use lane::{Claim, Lane, LaneTable, Tick, Whereabouts};
 pub use lanes::{Lanes, Work};
 pub use latency::{Latency, LatencySnapshot, Sampler};

@@ -331,7 +331,8 @@ impl Engine {
             // A round may take longer than the pause that an install waits for.
             let now_us = self.shared.now_us();
             let seen = Observed { now_us, drained: answered, busy: source.since_rest > 1 };
-            source.plan.send_due(seen, waits, &self.ledger, &mut self.batch);
+            let is_unread = |alike| self.shared.sources.may_hold(alike);
+            source.plan.send_due(seen, waits, is_unread, &self.ledger, &mut self.batch);
         }
         self.flush();
     }
@@ -398,7 +399,8 @@ impl Engine {
             // Of a lane that is detained, nothing is at work.
             let waits = |lane| shared.lanes.whereabouts(lane, self.tick) == Whereabouts::Waiting;
             let seen = Observed { now_us: shared.now_us(), drained: answered, busy: true };
-            self.wide.send_due(seen, waits, &self.ledger, &mut self.batch);
+            let is_unread = |alike| shared.sources.may_hold(alike);
+            self.wide.send_due(seen, waits, is_unread, &self.ledger, &mut self.batch);
         }
     }
 

@@ -8,6 +8,8 @@ use arc_swap::ArcSwap;
 use netlink_io::{Datagram, Socket};
 use upcall_core::{Fence, Gather, SourceId, SourceState};
 
+use crate::engine::ALIKE;
+
 /// Which flows may come by a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Carries {
@@ -65,6 +67,10 @@ impl Registered {
     /// When the kernel sent what was taken so, in nanoseconds, if that is known.
     pub(crate) fn sent_ns(&self, taken: Taken) -> Option<u64> {
         self.socket.as_ref()?.arrival_ns(taken.number)
+    }
+
+    fn may_hold(&self, alike: usize) -> bool {
+        self.socket.as_ref().is_some_and(|socket| socket.may_hold(alike))
     }
 
     /// It was found empty without taking anything out. Who takes something finds that out by itself, and may
@@ -245,19 +251,28 @@ impl Registry {
         (gather, unread)
     }
 
-    /// Can nothing of a flow that is new be in the other sockets and older than what was taken so out of `by`'s?
-    /// The flow's key begins at `key`, as an attribute.
+    /// Can nothing of a flow that is new, with this key, be in the other sockets and older than what was taken so
+    /// out of `by`'s?
     pub(crate) fn is_first(&self, by: &Registered, taken: Taken, key: &[u8]) -> bool {
         if by.carries == Carries::OnePort {
             return true;
         }
         let Some(sent_ns) = by.sent_ns(taken) else { return true };
         let entries = self.entries.load();
-        let rivals = entries.iter().filter(|entry| entry.carries == Carries::AnyFlow);
-        let mut rivals = rivals.filter(|entry| entry.id != by.id);
-        let is_older = |entry: &Registered| entry.oldest_ns().is_some_and(|ns| ns < sent_ns);
-        let may_hold = |socket: &Arc<Socket>| socket.may_hold(key);
-        !rivals.any(|entry| is_older(entry) && entry.socket.as_ref().is_some_and(may_hold))
+        let is_rival =
+            |entry: &&Arc<Registered>| entry.carries == Carries::AnyFlow && entry.id != by.id;
+        let is_older = |entry: &&Arc<Registered>| entry.oldest_ns().is_some_and(|ns| ns < sent_ns);
+        let mut older = entries.iter().filter(is_rival).filter(is_older).peekable();
+        if older.peek().is_none() {
+            return true;
+        }
+        let alike = ALIKE.bucket(key);
+        !older.any(|entry| entry.may_hold(alike))
+    }
+
+    /// May something be in a socket that is like this ([`ALIKE`])? `false` where that is not told.
+    pub(crate) fn may_hold(&self, alike: usize) -> bool {
+        self.entries.load().iter().any(|entry| entry.may_hold(alike))
     }
 
     /// Which of the sockets, but those of `but`, has the oldest datagram, as far as that is known, and up to which
@@ -315,6 +330,10 @@ mod tests {
     use netlink_io::Alike;
 
     use super::*;
+
+    /// Of an acknowledgement, the copy of a header, without the number in it: as if that were an attribute.
+    const ACK: Alike = Alike { at: 20, max: KEY.len() as u16 };
+    const KEY: [u8; 4] = [0x10, 0, 5, 0];
 
     #[test]
     fn an_id_comes_back_only_when_all_others_were_used() {
@@ -384,11 +403,9 @@ mod tests {
 
     #[test]
     fn what_is_oldest_is_known_by_its_time() {
-        // They are alike: an acknowledgement has a copy of the header there.
-        const ALIKE: Alike = Alike { at: 20, max: 16 };
         let registry = Registry::default();
         let sockets = [(); 3].map(|()| socket(&registry, Carries::AnyFlow));
-        let recorded = sockets.iter().try_for_each(|(socket, _)| socket.record_arrivals(ALIKE));
+        let recorded = sockets.iter().try_for_each(|(socket, _)| socket.record_arrivals(ACK));
         if let Err(err) = recorded {
             assert_eq!(err.kind(), io::ErrorKind::PermissionDenied, "{err}");
             return eprintln!("skipped: this process may not load eBPF programs");
@@ -400,7 +417,7 @@ mod tests {
         let mut take = |at: usize| {
             let (taken, datagram) = entries[at].take(|| sockets[at].0.recv(&mut buf));
             assert!(datagram.unwrap().is_some());
-            registry.is_first(&entries[at], taken, &NOOP)
+            registry.is_first(&entries[at], taken, &KEY)
         };
         assert_eq!([take(1), take(1), take(2), take(0)], [true, false, false, true]);
         send(&[2, 0, 2]);
@@ -412,11 +429,10 @@ mod tests {
 
     #[test]
     fn what_was_lost_does_not_look_like_something_for_long() {
-        const ALIKE: Alike = Alike { at: 20, max: 16 };
         let registry = Registry::default();
         let (_, by) = socket(&registry, Carries::AnyFlow);
         let (full, entry) = socket(&registry, Carries::AnyFlow);
-        if full.record_arrivals(ALIKE).is_err() {
+        if full.record_arrivals(ACK).is_err() {
             return eprintln!("skipped: this process may not load eBPF programs");
         }
         full.set_recv_buffer(4096).unwrap();

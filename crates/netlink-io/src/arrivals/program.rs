@@ -16,34 +16,40 @@ const BUCKET_BITS: u32 = 10;
 const WORDS_MAX: usize = 17;
 /// Odd, and with its bits spread (the golden ratio).
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Bits.
+const HALF: u32 = u64::BITS / 2;
 
-/// Which messages are alike: those with the same attribute at one place, as far as its first bytes go.
+/// Which messages are alike: those whose attribute at one place has the same value, as far as its first bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Alike {
-    /// Where the attribute begins, in bytes from the beginning of the message.
+    /// Where the attribute begins with its header, in bytes from the beginning of the message.
     pub at: u16,
-    /// Bytes that count, its header among them: from 4 to 136.
+    /// Bytes of its value that count: from 1 to 136.
     pub max: u16,
 }
 
+/// Bytes of an attribute's header.
+const ATTR_HEADER: u16 = 4;
+
 impl Alike {
     fn max(self) -> usize {
-        usize::from(self.max).clamp(size_of::<u32>(), WORDS_MAX * size_of::<u64>())
+        usize::from(self.max).clamp(1, WORDS_MAX * size_of::<u64>())
     }
 
-    /// As the program has it, of the bytes from where the attribute begins. What is too short has none.
-    pub(super) fn bucket(self, attr: &[u8]) -> usize {
-        let len = attr.first_chunk().map_or(0, |len| u16::from_ne_bytes(*len));
-        let mut bytes = [0; WORDS_MAX * size_of::<u64>()];
-        let len = usize::from(len).min(self.max());
-        match attr.get(..len) {
-            Some(attr) if len >= size_of::<u32>() => bytes[..len].copy_from_slice(attr),
-            _ => return 0,
+    /// What messages that are alike have in common, of the attribute's value, as the program has it: less than
+    /// 1,024.
+    pub fn bucket(self, value: &[u8]) -> usize {
+        if value.is_empty() {
+            return 0;
         }
+        let value = &value[..value.len().min(self.max())];
+        let mut bytes = [0; WORDS_MAX * size_of::<u64>()];
+        bytes[..value.len()].copy_from_slice(value);
         let (words, _) = bytes.as_chunks();
         let mix =
             |hash: u64, word: &[u8; 8]| (hash ^ u64::from_ne_bytes(*word)).wrapping_mul(SPREAD);
-        (words.iter().fold(0, mix) >> (u64::BITS - BUCKET_BITS)) as usize
+        let hash = words.iter().fold(0, mix);
+        ((hash ^ hash >> HALF).wrapping_mul(SPREAD) >> (u64::BITS - BUCKET_BITS)) as usize
     }
 }
 
@@ -88,6 +94,18 @@ const fn add(dst: u8, src: u8) -> u64 {
     insn(0x0f, (dst, src), 0, 0)
 }
 
+const fn xor(dst: u8, src: u8) -> u64 {
+    insn(0xaf, (dst, src), 0, 0)
+}
+
+const fn multiply(dst: u8, src: u8) -> u64 {
+    insn(0x2f, (dst, src), 0, 0)
+}
+
+const fn shift_right(dst: u8, by: u32) -> u64 {
+    insn(0x77, (dst, 0), 0, by)
+}
+
 const fn shift_left(dst: u8, by: u32) -> u64 {
     insn(0x67, (dst, 0), 0, by)
 }
@@ -116,10 +134,11 @@ pub(super) fn write(map: u32, alike: Alike) -> Vec<u64> {
     hash.extend(wide(CONST, 0, SPREAD));
     for at in words {
         hash.push(load(R1, (FRAME, at)));
-        hash.push(insn(0xaf, (HASH, R1), 0, 0)); // xor
-        hash.push(insn(0x2f, (HASH, CONST), 0, 0)); // multiply
+        hash.extend([xor(HASH, R1), multiply(HASH, CONST)]);
     }
-    hash.push(insn(0x77, (HASH, 0), 0, u64::BITS - BUCKET_BITS)); // shift right
+    // What differs in high bits alone would stay there.
+    hash.extend([mov(R1, HASH), shift_right(R1, HALF), xor(HASH, R1), multiply(HASH, CONST)]);
+    hash.push(shift_right(HASH, u64::BITS - BUCKET_BITS));
     program.extend(length_or_skip(alike, hash.len() as i16));
     program.extend(hash);
     program.extend(record(map));
@@ -133,23 +152,24 @@ fn load_bytes(at: u16, to: i16) -> [u64; 5] {
     [mov(R1, MESSAGE), set(R2, u32::from(at)), mov(R3, FRAME), add_to, call(SKB_LOAD_BYTES)]
 }
 
-/// The attribute's length to R4, or over so many instructions if it has none.
+/// As much of the length of the attribute's value as counts to R4, or over so many instructions if it has none.
 fn length_or_skip(alike: Alike, skip: i16) -> Vec<u64> {
     let mut program = vec![set(R4, 2)];
     program.extend(load_bytes(alike.at, LEN_AT));
-    program.push(insn(0x55, (R0, 0), skip + 4, 0)); // if it could not
+    program.push(insn(0x55, (R0, 0), skip + 5, 0)); // if it could not
     program.push(insn(0x69, (R4, FRAME), LEN_AT, 0)); // the half word
-    program.push(insn(0xa5, (R4, 0), skip + 2, size_of::<u32>() as u32)); // if it is less
+    program.push(insn(0xb5, (R4, 0), skip + 3, u32::from(ATTR_HEADER))); // unless it is more
+    program.push(insn(0x17, (R4, 0), 0, u32::from(ATTR_HEADER))); // subtract
     program.push(insn(0xb5, (R4, 0), 1, alike.max() as u32)); // unless it is more
     program.push(set(R4, alike.max() as u32));
     program
 }
 
-/// R4 bytes of the attribute to the stack; past what follows but [`record`] if there are not so many.
+/// R4 bytes of the attribute's value to the stack; past what follows but [`record`] if there are not so many.
 fn take_attr(alike: Alike) -> Vec<u64> {
-    let mut program = load_bytes(alike.at, WORDS_AT).to_vec();
-    // The constant, three for each word, the last shift.
-    program.push(insn(0x55, (R0, 0), 2 + 3 * WORDS_MAX as i16 + 1, 0));
+    let mut program = load_bytes(alike.at + ATTR_HEADER, WORDS_AT).to_vec();
+    // The constant, three for each word, the end.
+    program.push(insn(0x55, (R0, 0), 2 + 3 * WORDS_MAX as i16 + 5, 0));
     program
 }
 

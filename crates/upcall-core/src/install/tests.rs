@@ -13,7 +13,7 @@ fn offer(plan: &mut InstallPlan, flow: u64, now_us: u64) -> Offer {
         out.extend(flow.to_ne_bytes());
         Ok::<(), ()>(())
     };
-    plan.offer((flow, flow), now_us, write).unwrap()
+    plan.offer(Wanted { flow, lane: flow, alike: flow as usize }, now_us, write).unwrap()
 }
 
 fn end_round(plan: &mut InstallPlan, now_us: u64) -> Vec<u64> {
@@ -23,7 +23,7 @@ fn end_round(plan: &mut InstallPlan, now_us: u64) -> Vec<u64> {
 fn end_round_with(plan: &mut InstallPlan, now_us: u64, drained: bool) -> Vec<u64> {
     let mut sent = Vec::new();
     let note = |m: &[u8], _| sent.push(u64::from_ne_bytes(m.try_into().unwrap()));
-    plan.end_round(Observed { now_us, drained, busy: false }, |_| false, note);
+    plan.end_round(Observed { now_us, drained, busy: false }, |_| false, |_| false, note);
     sent
 }
 
@@ -50,7 +50,8 @@ fn an_install_waits_while_upcalls_of_its_lane_do() {
     let mut round = |now_us| {
         let mut sent = Vec::new();
         let seen = Observed { now_us, drained: true, busy: false };
-        let end = plan.end_round(seen, |lane| lane == 1, |m, _| sent.extend_from_slice(m));
+        let end =
+            plan.end_round(seen, |lane| lane == 1, |_| false, |m, _| sent.extend_from_slice(m));
         (sent, end.forced)
     };
     assert_eq!(round(0), (vec![], 0));
@@ -104,7 +105,7 @@ fn a_flow_of_packets_with_pauses_is_installed_right_behind_one() {
     offer(&mut plan, 1, 0);
     let end = |plan: &mut InstallPlan, now_us| {
         let seen = Observed { now_us, drained: true, busy: true };
-        plan.end_round(seen, |_| false, |_, _| ()).sent
+        plan.end_round(seen, |_| false, |_| false, |_, _| ()).sent
     };
     assert_eq!(end(&mut plan, 10), 0);
     plan.touch(1);
@@ -160,7 +161,7 @@ fn while_others_send_an_install_waits_for_silence_too() {
     let mut sent = 0;
     let mut round = |now_us, busy| {
         let seen = Observed { now_us, drained: true, busy };
-        plan.end_round(seen, |_| false, |_, _| sent += 1).sent
+        plan.end_round(seen, |_| false, |_| false, |_, _| sent += 1).sent
     };
     assert_eq!([round(0, true), round(49, false), round(50, false)], [0, 0, 1]);
 }
@@ -208,7 +209,7 @@ fn limits_hold() {
 #[test]
 fn a_message_that_cannot_be_written_is_not_planned() {
     let mut plan = plan(InstallLimits::default());
-    let failed = plan.offer((1, 1), 0, |out| {
+    let failed = plan.offer(Wanted { flow: 1, lane: 1, alike: 1 }, 0, |out| {
         out.push(1);
         Err("no")
     });
@@ -274,4 +275,23 @@ proptest! {
         }
         prop_assert!(plan.is_empty() && waiting.is_empty());
     }
+}
+
+#[test]
+fn an_install_waits_for_what_is_known_to_be_unread_however_long_it_has_waited() {
+    let limits = InstallLimits { wait_us_max: 100, ..InstallLimits::default() };
+    let mut plan = InstallPlan::new(limits);
+    (1..=2).for_each(|flow| assert_eq!(offer(&mut plan, flow, 0), Offer::Planned));
+    let mut end = |now_us, drained, unread: &[usize]| {
+        let mut sent = Vec::new();
+        let seen = Observed { now_us, drained, busy: false };
+        let is_unread = |alike: usize| unread.contains(&alike);
+        plan.end_round(seen, |_| false, is_unread, |m, _| sent.push(m[0]));
+        sent
+    };
+    assert_eq!(end(10, true, &[1, 2]), [0u8; 0]);
+    assert_eq!(end(20, true, &[1, 2]), [0u8; 0], "an empty socket is not all that is asked for");
+    assert_eq!(end(100, false, &[1]), [2], "the one of which nothing is unread has waited enough");
+    assert_eq!(end(999, false, &[1]), [0u8; 0]);
+    assert_eq!(end(1_000, false, &[1]), [1], "not forever");
 }

@@ -2,9 +2,11 @@
 
 use std::cell::OnceCell;
 
-use upcall_core::{Claim, Class, Gather, Late, Observed, Placed, Tick, Ticket, Whereabouts};
+use upcall_core::{
+    Claim, Class, Gather, Late, Observed, Placed, Tick, Ticket, Wanted, Whereabouts,
+};
 
-use crate::host::{Host, Packet, SOCKETS, hash, id, packet_of};
+use crate::host::{Host, Packet, SOCKETS, Socket, hash, id, packet_of};
 use crate::steps::Answer;
 
 /// A packet's reading: by whose reader, from which socket.
@@ -25,6 +27,10 @@ pub(crate) struct Reading {
 enum Hands {
     Reader { by: usize, wide: bool },
     Helper(usize),
+}
+
+fn is_unread(sockets: &[Socket], flow: usize) -> bool {
+    sockets.iter().flat_map(|socket| &socket.queue).any(|packet| packet.0 == flow)
 }
 
 fn message((flow, number): Packet) -> Vec<u8> {
@@ -163,7 +169,8 @@ impl Host {
                 buf.push(packet.0 as u8);
                 Ok::<(), ()>(())
             };
-            self.plan(hands, |plan, now_us| plan.offer((flow, flow), now_us, write).expect("room"));
+            let wanted = Wanted { flow, lane: flow, alike: packet.0 };
+            self.plan(hands, |plan, now_us| plan.offer(wanted, now_us, write).expect("room"));
         }
     }
 
@@ -211,7 +218,8 @@ impl Host {
             Whereabouts::Unknown => false,
         };
         let seen = Observed { now_us: self.now_us.get(), drained: answered, busy: true };
-        plan.end_round(seen, waits, |message, _| due.push(message[0]));
+        let is_unread = |flow| self.is_timed && is_unread(&sockets, flow);
+        plan.end_round(seen, waits, is_unread, |message, _| due.push(message[0]));
         sockets[at].plan = plan;
         sockets[at].state.answer_all();
         sockets[at].in_round = false;
@@ -241,7 +249,8 @@ impl Host {
         let mut due = Vec::new();
         let waits = |flow| self.whereabouts(flow) == Whereabouts::Waiting;
         let seen = Observed { now_us: self.now_us.get(), drained: answered, busy: true };
-        plan.end_round(seen, waits, |message, _| due.push(message[0]));
+        let is_unread = |flow| self.is_timed && is_unread(&self.sockets.borrow(), flow);
+        plan.end_round(seen, waits, is_unread, |message, _| due.push(message[0]));
         self.wide[who] = plan;
         self.put(&due);
     }
@@ -254,6 +263,8 @@ impl Host {
                 assert_eq!(unanswered, 0, "flow {flow} is installed before its packets");
             }
             let sockets = self.sockets.borrow();
+            let told = self.is_timed && is_unread(&sockets, flow);
+            assert!(!told, "flow {flow} is installed while packets of it are unread");
             let unread = sockets.iter().flat_map(|socket| &socket.queue);
             self.kernel.put(flow, unread.copied().filter(|packet| packet.0 == flow));
         }

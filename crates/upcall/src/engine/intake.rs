@@ -14,19 +14,16 @@ use crate::deferred::Later;
 use crate::shared::Shared;
 use crate::sources::{Registered, Taken};
 
-/// Where an upcall's key begins, as an attribute, behind the netlink header: it is the first one
-/// (`queue_userspace_packet`, `net/openvswitch/datapath.c`).
-const KEY_AT: usize = GENL_HEADER_LEN + OVS_HEADER_LEN;
-/// Bytes of a netlink header (`struct nlmsghdr`), a generic-netlink header and an OVS header.
-const NL_HEADER_LEN: usize = 16;
-const GENL_HEADER_LEN: usize = 4;
-const OVS_HEADER_LEN: usize = 4;
+/// Where an upcall's key begins, as an attribute: it is the first one (`queue_userspace_packet`,
+/// `net/openvswitch/datapath.c`), behind a netlink header (`struct nlmsghdr`), a generic-netlink header and an OVS
+/// header.
+const KEY_AT: u16 = 16 + 4 + 4;
 /// Packets of a flow have the same key, so far: behind that are a TCP packet's flags, if it is of no tunnel and
 /// no VLAN. With one, some flows look like others: that costs a look into a socket.
-const KEY_MAX: u16 = 136;
+const KEY_MAX: u16 = 132;
 
 /// Upcalls that may be of one flow.
-pub(crate) const ALIKE: Alike = Alike { at: (NL_HEADER_LEN + KEY_AT) as u16, max: KEY_MAX };
+pub(crate) const ALIKE: Alike = Alike { at: KEY_AT, max: KEY_MAX };
 
 /// A datagram's reading.
 pub(super) struct Reading<'a> {
@@ -62,9 +59,8 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Claims the lane of an upcall of it: `message` is what is behind the netlink header.
-    fn claim(&mut self, shared: &Shared, message: &[u8], flow: u64, now: Tick) -> (Lane, Claim) {
-        let key = message.get(KEY_AT..).unwrap_or_default();
+    /// Claims the lane of an upcall of it with this key.
+    fn claim(&mut self, shared: &Shared, key: &[u8], flow: u64, now: Tick) -> (Lane, Claim) {
         // What is part of a gather was looked for already.
         let is_first =
             || self.gather.is_some() || shared.sources.is_first(self.entry, self.taken, key);
@@ -118,7 +114,7 @@ impl Engine {
         }
         let flow = self.shared.lane_key.hash(&key, &upcall);
         self.other_flows += usize::from(*self.first_flow.get_or_insert(flow) != flow);
-        let (lane, claim) = reading.claim(&self.shared, msg.payload, flow, self.tick);
+        let (lane, claim) = reading.claim(&self.shared, upcall.key, flow, self.tick);
         let waits = reading.defer || claim != Claim::Run;
         let upcall = Upcall { wire: &upcall, key: &key, flow, port_id: reading.entry.port_id() };
         if !waits || self.place(reading, msg.payload, &upcall) {
@@ -203,8 +199,7 @@ mod tests {
             attr.write(&mut b);
         }
         b.finish().unwrap();
-        let header = size_of::<u32>();
-        assert_eq!(usize::from(KEY_MAX), header + key.len());
+        assert_eq!(usize::from(KEY_MAX), key.len());
         let mut message = Vec::new();
         let header = ovs_wire::nl::OvsHeader { cmd: 1, version: 1, dp_ifindex: 7 };
         ovs_wire::nl::write_message(&mut message, 30, 0, 0, header, |b| {

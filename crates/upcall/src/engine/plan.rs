@@ -8,7 +8,7 @@ use ovs_wire::flow::Flow;
 use ovs_wire::key::FlowKey;
 use ovs_wire::mask::MatchFields;
 use ovs_wire::nl::NlMsgs;
-use upcall_core::{InstallLimits, InstallPlan, Ledger, Observed, Offer};
+use upcall_core::{InstallLimits, InstallPlan, Ledger, Observed, Offer, Wanted};
 
 use crate::batch::Batch;
 use crate::shared::Shared;
@@ -79,12 +79,12 @@ impl Plan {
         Err(known)
     }
 
-    /// Plans the install of the flow that `key` and `fields` make, for an upcall of `lane`; see
-    /// [`InstallPlan::offer`]. `known` is what [`Plan::answer`] gave for this key, if it was asked.
+    /// Plans the install of the flow that `key` and `fields` make, for an upcall of `lane`, and like
+    /// others; see [`InstallPlan::offer`]. `known` is what [`Plan::answer`] gave for this key, if it was asked.
     pub(super) fn offer<E: From<WireError>>(
         &mut self,
         (key, fields, known): (&[u8], MatchFields, Option<Known>),
-        (lane, now_us): (u64, u64),
+        (lane, alike, now_us): (u64, usize, u64),
         write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
     ) -> Result<Offer, E> {
         let flow = match known.filter(|known| known.fields == fields) {
@@ -94,7 +94,7 @@ impl Plan {
         if self.installs.is_empty() {
             self.masks.clear();
         }
-        let offer = self.installs.offer((flow, lane), now_us, write)?;
+        let offer = self.installs.offer(Wanted { flow, lane, alike }, now_us, write)?;
         let is_new = offer == Offer::Planned && !self.masks.contains(&fields);
         if is_new && self.masks.len() < MASKS_MAX {
             self.masks.push(fields);
@@ -102,16 +102,17 @@ impl Plan {
         Ok(offer)
     }
 
-    /// Ends a round: appends the installs that are due to the batch. `waits` as for
+    /// Ends a round: appends the installs that are due to the batch. `waits` and `is_unread` as for
     /// [`InstallPlan::end_round`].
     pub(super) fn send_due(
         &mut self,
         seen: Observed,
         waits: impl Fn(u64) -> bool,
+        is_unread: impl Fn(usize) -> bool,
         ledger: &Ledger,
         batch: &mut Batch,
     ) {
-        let end = self.installs.end_round(seen, waits, |message, planned_us| {
+        let end = self.installs.end_round(seen, waits, is_unread, |message, planned_us| {
             batch.put(ledger, message, planned_us);
         });
         ledger.install_deferrals.add(end.deferred);
@@ -184,11 +185,11 @@ mod tests {
         let mut plan = Plan::new(InstallLimits::default());
         let planned = key(1, 0);
         assert!(matches!(plan.answer(&planned), Err(None)));
-        plan.offer((&planned, FIELDS, None), (1, 0), write(&planned)).unwrap();
+        plan.offer((&planned, FIELDS, None), (1, 0, 0), write(&planned)).unwrap();
         assert_eq!(plan.answer(&key(1, 5)).unwrap(), [7; 8]);
         let known = plan.answer(&key(2, 0)).unwrap_err();
         let other = key(2, 0);
-        plan.offer((&other, FIELDS, known), (2, 0), write(&other)).unwrap();
+        plan.offer((&other, FIELDS, known), (2, 0, 0), write(&other)).unwrap();
         assert!(plan.answer(&key(2, 9)).is_ok(), "what was looked for is what it is known by");
     }
 
@@ -197,7 +198,7 @@ mod tests {
         let mut plan = Plan::new(InstallLimits::default());
         let (planned, asked) = (key(1, 0), key(2, 0));
         let known = Known { fields: FIELDS, flow: hash(&plan.hasher, &asked, FIELDS).unwrap() };
-        plan.offer((&planned, FIELDS, Some(known)), (1, 0), write(&planned)).unwrap();
+        plan.offer((&planned, FIELDS, Some(known)), (1, 0, 0), write(&planned)).unwrap();
         assert!(plan.answer(&asked).is_err());
     }
 }
