@@ -1,6 +1,7 @@
 //! Building a delivery: workers and sockets in the shape that was asked for.
 
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
 use netlink_io::Socket;
@@ -107,11 +108,11 @@ impl Assembly<'_> {
                 }
             }
         }
-        drop(reserve);
         // One socket is a queue.
         if self.shape.arrival_times && sockets.len() > 1 {
             record_arrivals(&sockets);
         }
+        drop(reserve);
         Ok(sockets)
     }
 
@@ -164,10 +165,12 @@ impl Assembly<'_> {
 /// Has the kernel tell when upcalls come, so that the order between the sockets is known.
 fn record_arrivals(sockets: &[Arc<Socket>]) {
     if let Err(err) = sockets.iter().try_for_each(|socket| socket.record_arrivals(ALIKE)) {
+        let remedy =
+            if err.kind() == io::ErrorKind::PermissionDenied { " (give it CAP_BPF)" } else { "" };
         tracing::info!(
             %err,
-            "the kernel does not tell when upcalls were sent (that takes CAP_BPF): the order of flows that \
-             change CPU is kept as far as it can be seen"
+            "the kernel does not tell when upcalls were sent{remedy}: the order of flows that change CPU is kept \
+             as far as it can be seen"
         );
     }
 }

@@ -70,6 +70,11 @@ const FRAME: u8 = 10;
 /// Where the stack has the words that are hashed, and the attribute's length.
 const WORDS_AT: i16 = -((WORDS_MAX * size_of::<u64>()) as i16);
 const LEN_AT: i16 = WORDS_AT - size_of::<u64>() as i16;
+/// Where the memory has a word that nobody writes.
+const ZERO_AT: i16 = size_of::<u64>() as i16;
+
+/// Of a wide constant: it is a map's descriptor, and what it means is where its value is.
+const MAP_VALUE: u8 = 2;
 
 /// Helpers of the kernel (`enum bpf_func_id`, `include/uapi/linux/bpf.h`).
 const KTIME_GET_NS: u32 = 5;
@@ -127,7 +132,11 @@ const fn call(helper: u32) -> u64 {
 /// descriptor; lets the message pass whole. Messages of several CPUs get numbers of their own; who is queued
 /// first of those that come at the same moment does not matter.
 pub(super) fn write(map: u32, alike: Alike) -> Vec<u64> {
-    let mut program = vec![mov(MESSAGE, R1), set(HASH, 0)];
+    let mut program = vec![mov(MESSAGE, R1)];
+    program.extend(wide(VALUE, MAP_VALUE, u64::from(map)));
+    // 0, which the verifier must not know: without CAP_PERFMON it takes no arithmetic on a pointer that is with
+    // a number it knows by one way and with one it does not by another.
+    program.push(load(HASH, (VALUE, ZERO_AT)));
     let words = (0..WORDS_MAX as i16).map(|word| WORDS_AT + 8 * word);
     program.extend(words.clone().map(|at| insn(0x7a, (FRAME, 0), at, 0)));
     let mut hash = take_attr(alike);
@@ -141,7 +150,7 @@ pub(super) fn write(map: u32, alike: Alike) -> Vec<u64> {
     hash.push(shift_right(HASH, u64::BITS - BUCKET_BITS));
     program.extend(length_or_skip(alike, hash.len() as i16));
     program.extend(hash);
-    program.extend(record(map));
+    program.extend(record());
     program
 }
 
@@ -177,13 +186,11 @@ fn wide(dst: u8, src: u8, value: u64) -> [u64; 2] {
     [insn(0x18, (dst, src), 0, value as u32), insn(0, (0, 0), 0, (value >> 32) as u32)]
 }
 
-fn record(map: u32) -> Vec<u64> {
-    const MAP_VALUE: u8 = 2;
+fn record() -> Vec<u64> {
     const FETCH_ADD: u32 = 1;
     let word = size_of::<u64>() as i16;
     let (ring, buckets) = (HEADER as i16 * word, (HEADER as i16 + RING as i16) * word);
     let mut program = vec![call(KTIME_GET_NS), mov(CONST, R0)];
-    program.extend(wide(VALUE, MAP_VALUE, u64::from(map)));
     program.extend([
         set(R1, 1),
         insn(0xdb, (VALUE, R1), 0, FETCH_ADD), // R1 = how many there were; and one more
@@ -194,6 +201,7 @@ fn record(map: u32) -> Vec<u64> {
         mov(R3, VALUE),
         add(R3, R1),
         store((R3, ring), CONST),
+        insn(0x57, (HASH, 0), 0, BUCKETS as u32 - 1),
         shift_left(HASH, 3),
         add(VALUE, HASH),
         store((VALUE, buckets), R2),

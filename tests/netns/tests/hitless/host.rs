@@ -188,7 +188,9 @@ fn start_with_descriptors(hosts: &Hosts, limit: u64) -> Result<Upcalld> {
     let before = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) })?;
     let builder = Upcalld::builder(DATAPATH).ports(hosts.ports()).install("never");
-    let daemon = builder.stats(Duration::from_millis(50)).spawn(&hosts.switch);
+    // Those take descriptors too, and are left out first.
+    let builder = builder.option("--arrival-times", "off").stats(Duration::from_millis(50));
+    let daemon = builder.spawn(&hosts.switch);
     setrlimit(Resource::Nofile, before)?;
     let mut daemon = daemon?;
     daemon.wait_ready(SOON)?;

@@ -119,8 +119,8 @@ fn metrics(service: &Service) -> Result<()> {
     stream.read_to_string(&mut text)?;
     ensure!(text.contains("\nupcalld_up{") && text.ends_with("# EOF\n"), "{text}");
     let times = text.lines().find(|line| line.starts_with("upcalld_arrival_times{"));
-    let are_told = times.context("no arrival_times")?.ends_with(" 1");
-    ensure!(are_told == has_per_cpu(), "{times:?}");
+    let are_told = times.context("no arrival_times")?.ends_with(" 1.0");
+    ensure!(are_told == has_per_cpu(), "{times:?}\n{}", service.log());
     Ok(())
 }
 
