@@ -100,7 +100,9 @@ impl Engine {
         buf: &mut [u8],
     ) -> bool {
         self.in_flight.about_to_take(&self.ledger);
-        let waiting_max = if gather.ordered { GATHERED_MAX } else { DEFERRED_MAX };
+        // What is left would be overtaken, if its place is known.
+        let in_order = gather.ordered || entry.tells_times();
+        let waiting_max = if in_order { GATHERED_MAX } else { DEFERRED_MAX };
         let in_hand = held.in_hand();
         held.take_all(buf, |taken, datagram, buf| {
             self.ledger.gathered.add(1);
