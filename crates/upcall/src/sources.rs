@@ -1,7 +1,7 @@
 //! The sockets that upcalls are read from, as the lanes see them.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -156,6 +156,8 @@ pub(crate) struct Registry {
     /// The id given last; held while entries change.
     last_id: Mutex<u16>,
     gathers: AtomicU64,
+    /// Is it told of any socket what comes to it?
+    tells: AtomicBool,
 }
 
 impl Registry {
@@ -181,6 +183,9 @@ impl Registry {
                 break (at, id);
             }
         };
+        if socket.as_ref().is_some_and(|socket| socket.records_arrivals()) {
+            self.tells.store(true, Ordering::Relaxed);
+        }
         let entry = Arc::new(Registered {
             id,
             state: SourceState::default(),
@@ -270,9 +275,15 @@ impl Registry {
         !older.any(|entry| entry.may_hold(alike))
     }
 
-    /// May something be in a socket that is like this ([`ALIKE`])? `false` where that is not told.
+    /// What upcalls that are like one with this key have in common, where it is told what comes.
+    pub(crate) fn alike(&self, key: &[u8]) -> usize {
+        if self.tells.load(Ordering::Relaxed) { ALIKE.bucket(key) } else { 0 }
+    }
+
+    /// May something be in a socket that is like this ([`Registry::alike`])? `false` where that is not told.
     pub(crate) fn may_hold(&self, alike: usize) -> bool {
-        self.entries.load().iter().any(|entry| entry.may_hold(alike))
+        self.tells.load(Ordering::Relaxed)
+            && self.entries.load().iter().any(|entry| entry.may_hold(alike))
     }
 
     /// Which of the sockets, but those of `but`, has the oldest datagram, as far as that is known, and up to which

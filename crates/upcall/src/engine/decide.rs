@@ -10,8 +10,8 @@ use ovs_wire::packet::{Execute, UpcallKind};
 use ovs_wire::{AttrBuilder, WireError};
 use upcall_core::{Ledger, Offer};
 
+use super::Engine;
 use super::plan::{Known, Plan};
-use super::{ALIKE, Engine};
 use crate::batch::{Batch, Op};
 use crate::deferred::Later;
 use crate::observe::{self, Answer};
@@ -131,7 +131,7 @@ impl Engine {
         let (ids, now_ms) = (&mut self.flow_ids, self.shared.clock.to_monotonic_ms(self.now_us));
         let actions = self.verdict.actions.as_bytes();
         let plan = plan.unwrap_or(&mut self.wide);
-        let asked = (lane, ALIKE.bucket(upcall.key), self.now_us);
+        let asked = (lane, shared.sources.alike(upcall.key), self.now_us);
         let offer = plan.offer((upcall.key, fields, known), asked, |buf| {
             if !shared.flow_room.take() {
                 return Err(NotInstalled::NoRoom);
