@@ -52,8 +52,10 @@ impl Socket {
     ///
     /// `EPERM` when somebody locked the socket's filter.
     pub fn detach_filter(&self) -> io::Result<()> {
-        if let Some(arrivals) = self.arrivals.get() {
-            return arrivals.attach_to(self);
+        if let Some(arrivals) = self.arrivals.get()
+            && arrivals.attach_to(self).is_ok()
+        {
+            return Ok(());
         }
         match SockRef::from(self).detach_filter() {
             Err(err) if err.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(()),

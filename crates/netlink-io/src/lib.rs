@@ -21,5 +21,5 @@ pub use arrival_order::ArrivalOrder;
 pub use arrivals::Alike;
 pub use filter::FilterInsn;
 pub use shared_words::SharedWords;
-pub use socket::{Datagram, MemInfo, RecvBuffer, Socket, readable};
+pub use socket::{Datagram, MemInfo, RecvBuffer, Socket, readable, record_arrivals};
 pub use stream::{AsyncSocket, Ready};

@@ -145,7 +145,7 @@ impl Socket {
                 Ok(Some(Datagram { len, full_len }))
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                self.arrivals.get().inspect(|arrivals| arrivals.drained());
+                self.found_empty();
                 Ok(None)
             }
             Err(err) => Err(err.into()),
@@ -154,16 +154,13 @@ impl Socket {
 
     /// Records from now on when datagrams come, until the socket is closed, in the time without a filter
     /// ([`Socket::attach_filter`]), and which are `alike`; the socket must be empty. Costs whoever sends some tens
-    /// of nanoseconds, and 25 kB of memory.
+    /// of nanoseconds, and 96 KiB of memory and a descriptor.
     ///
     /// # Errors
     ///
     /// `EPERM` without `CAP_BPF` (or `CAP_SYS_ADMIN`), in the initial user namespace; what else the kernel says.
     pub fn record_arrivals(&self, alike: Alike) -> io::Result<()> {
-        let arrivals = Arrivals::new(alike)?;
-        arrivals.attach_to(self)?;
-        let _twice = self.arrivals.set(arrivals);
-        Ok(())
+        record_arrivals([self].into_iter(), alike)
     }
 
     /// Are arrivals recorded?
@@ -179,22 +176,26 @@ impl Socket {
     }
 
     /// When the datagram of this number came, in nanoseconds of `CLOCK_MONOTONIC`. `None` if that is not
-    /// known: it is not recorded, one of the last 2,047, or there any more, or a filter was in between. Behind a loss
-    /// it is the time of an earlier one, until the socket was found empty.
+    /// known: it is not recorded, it is none of the last 8,190, or a filter was in between. Behind a loss it is the
+    /// time of an earlier one, until the socket is found empty.
     pub fn arrival_ns(&self, number: u64) -> Option<u64> {
         self.arrivals.get()?.time_of(number)
     }
 
-    /// May a datagram be there that is like others ([`Alike::bucket`])? There may be none, but if there is one,
-    /// this is true, where arrivals are recorded.
+    /// May a datagram be there that is like others ([`Alike::bucket`])? There may be none, but if there is one, this
+    /// is true; but where arrivals are not recorded, a filter was in between, or more than 2,048 are there.
     pub fn may_hold(&self, bucket: usize) -> bool {
         self.arrivals.get().is_some_and(|arrivals| arrivals.may_hold(bucket))
     }
 
-    /// Says that it has just been found empty without a look by [`Socket::recv`]; by one thread at a time. What
-    /// was lost for want of room is no longer taken for something that is there, if it was so the last time too.
-    pub fn found_empty(&self) {
-        self.arrivals.get().inspect(|arrivals| arrivals.drained());
+    /// It was found empty: what was lost for want of room is no longer taken for something that is there.
+    fn found_empty(&self) {
+        if let Some(arrivals) = self.arrivals.get()
+            && arrivals.drained()
+            && let Ok(info) = self.mem_info()
+        {
+            arrivals.dropped(info.drops);
+        }
     }
 
     /// When the oldest datagram came that is there, likewise. `None` if there is none, too.
@@ -221,6 +222,30 @@ pub fn readable<'a>(sockets: impl Iterator<Item = &'a Socket>) -> io::Result<Vec
     }
     // An error is something to receive too: its reader finds out.
     Ok(fds.iter().map(|fd| !fd.revents().is_empty()).collect())
+}
+
+/// As [`Socket::record_arrivals`], of all these sockets or of none.
+///
+/// # Errors
+///
+/// As there; `EEXIST` of a socket of which they are recorded.
+pub fn record_arrivals<'a>(
+    sockets: impl Iterator<Item = &'a Socket> + Clone,
+    alike: Alike,
+) -> io::Result<()> {
+    if sockets.clone().any(Socket::records_arrivals) {
+        return Err(Errno::EXIST.into());
+    }
+    let all: Vec<_> = sockets.clone().map(|_| Arrivals::new(alike)).collect::<io::Result<_>>()?;
+    let mut pairs = sockets.clone().zip(&all);
+    if let Err(err) = pairs.try_for_each(|(socket, arrivals)| arrivals.attach_to(socket)) {
+        let _ = sockets.clone().try_for_each(Socket::detach_filter);
+        return Err(err);
+    }
+    for (socket, arrivals) in sockets.zip(all) {
+        let _cannot_be_there = socket.arrivals.set(arrivals);
+    }
+    Ok(())
 }
 
 impl AsFd for Socket {

@@ -30,8 +30,9 @@ const APART_MIN: u8 = 2;
 /// Upcalls of a flow that an install waits for silence, or for one that comes alone. A sender that gave no better
 /// time until then, with two packets each 0.8 ms for instance, is not going to.
 const PATIENT_MAX: u16 = 32;
-/// So many times the limit of time, an install waits while packets of its flow may be unread.
-const UNREAD_WAITS: u64 = 10;
+/// So many times the limit of time, an install waits while packets of its flow may be unread: who tells that may
+/// take others for them.
+const UNREAD_WAITS: u64 = 4;
 
 /// Bounds of an [`InstallPlan`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub struct InstallLimits {
     /// Rounds with an upcall of its flow that it may be put off for: a reader that is faster than the sender
     /// has rounds of one.
     pub rounds_max: u8,
-    /// How long it may be put off, in microseconds: the socket may never be read empty. Ten times as long while
+    /// How long it may be put off, in microseconds: the socket may never be read empty. Four times as long while
     /// packets of its flow are known to be unread.
     pub wait_us_max: u64,
     /// Time without an upcall of its flow for which an install waits while there is traffic

@@ -9,7 +9,8 @@ use crate::{Fence, SourceId};
 
 /// Sockets that an upcall must wait for. There are none but its own, if others took it ahead of its
 /// reader, when the one before it came by the same socket. If the flow is in doubt, it is those with something
-/// to take out: what another reader has in its hands has a lane by now, or is as likely to be newer.
+/// to take out: what another reader has in its hands has a lane by now, but for the moment between taking it out
+/// and claiming that; and of two readers that are both in that moment, either may have the newer one.
 fn fence(place: &Line, arrival: &Late<'_>, gather: &Gather, in_doubt: bool) -> Vec<Fence> {
     let continues = place.before == Some(arrival.source);
     let waits_for = |rival: &&Fence| {
@@ -131,7 +132,8 @@ impl Lanes {
                 true
             };
             let (lane, claim) = self.table.claim(arrival.flow, arrival.source, tick, seen);
-            let in_doubt = arrival.in_doubt && is_new;
+            // Another reader may have taken the lane meanwhile, after all.
+            let in_doubt = arrival.in_doubt && is_new && claim == Claim::Run;
             if claim == Claim::Run && !arrival.defer && !in_doubt {
                 return Placed::Run; // It was settled since.
             }

@@ -93,3 +93,36 @@ fn flows_within_the_limit_hardly_share() {
     let (_, different) = fill(2 * flows, flows as u64);
     assert!(different * 100 >= flows * 99, "{different} lanes for {flows} flows");
 }
+
+/// A packet that is known to be older than one whose answer the handler owes comes behind it all the same: the
+/// lane would wait for an answer at its head that is not there.
+#[test]
+fn what_is_older_than_a_question_comes_behind_it() {
+    let lanes = Lanes::new(64, QueueLimits::default());
+    let arrival = |number: &'static [u8], source, sent_ns| Late {
+        message: number,
+        flow: FLOW,
+        source: id(source),
+        read: 1,
+        sent_ns: Some(sent_ns),
+        port: 1,
+        class: Class::Miss,
+        ahead: false,
+        gather: None,
+        in_doubt: false,
+        defer: false,
+    };
+    assert_eq!(lanes.claim(FLOW, id(1), Tick::of_us(0), || true).1, Claim::Run);
+    let ticket = lanes.detain(&arrival(&[3], 1, 30), || 0).expect("there is room");
+    let nothing = Gather::default();
+    for (number, sent_ns) in [(&[2], 20), (&[4], 40), (&[1], 10)] {
+        let placed = lanes.place(&arrival(number, 2, sent_ns), || 0, |_| &nothing);
+        assert_eq!(placed, Placed::Waits);
+    }
+    assert!(lanes.answered(ticket), "it is at the head");
+    let mut work = Work::default();
+    lanes.open_fences(0, |_| true);
+    lanes.take(8, &mut work);
+    let order: Vec<_> = work.upcalls().map(|upcall| upcall.message[0]).collect();
+    assert_eq!(order, [3, 1, 2, 4]);
+}

@@ -164,7 +164,7 @@ impl Assembly<'_> {
 
 /// Has the kernel tell when upcalls come, so that the order between the sockets is known.
 fn record_arrivals(sockets: &[Arc<Socket>]) {
-    if let Err(err) = sockets.iter().try_for_each(|socket| socket.record_arrivals(ALIKE)) {
+    if let Err(err) = netlink_io::record_arrivals(sockets.iter().map(|socket| &**socket), ALIKE) {
         let remedy =
             if err.kind() == io::ErrorKind::PermissionDenied { " (give it CAP_BPF)" } else { "" };
         tracing::info!(

@@ -32,6 +32,11 @@ impl LaneKey {
         Self { by, seed: foldhash::fast::RandomState::default() }
     }
 
+    /// Have all packets of a lane the same flow key, as a rule?
+    pub(crate) fn is_one_key(&self, key: &KeySummary) -> bool {
+        self.by == LaneBy::Flow && key.ip_frag == 0
+    }
+
     /// The lane's hash for an upcall.
     #[inline]
     pub(crate) fn hash(&self, key: &KeySummary, upcall: &packet::Upcall<'_>) -> u64 {

@@ -1,16 +1,16 @@
 //! The eBPF program, and what it and its readers have in common.
 #![allow(
     clippy::cast_possible_wrap,
-    reason = "offsets in a stack of 512 bytes and in 25 kB of memory"
+    reason = "offsets in a stack of 512 bytes, and in the first page of memory"
 )]
 
-/// Times that the ring holds: more than the messages that a receive buffer does in most cases.
-pub(super) const RING: u64 = 2048;
+/// Times that the ring holds: more than a receive buffer of 4 MiB holds of the smallest upcalls (4,680).
+pub(super) const RING: u64 = 8192;
 /// Words before it: how many times were written has a cache line of its own.
 pub(super) const HEADER: usize = 8;
 /// Words behind it, by hash: which message with that hash is the last one, counted from 1.
 pub(super) const BUCKETS: usize = 1 << BUCKET_BITS;
-const BUCKET_BITS: u32 = 10;
+const BUCKET_BITS: u32 = 12;
 
 /// Bytes of an attribute that are hashed at most, as words.
 const WORDS_MAX: usize = 17;
@@ -37,7 +37,7 @@ impl Alike {
     }
 
     /// What messages that are alike have in common, of the attribute's value, as the program has it: less than
-    /// 1,024.
+    /// 4,096.
     pub fn bucket(self, value: &[u8]) -> usize {
         if value.is_empty() {
             return 0;
@@ -129,8 +129,8 @@ const fn call(helper: u32) -> u64 {
 }
 
 /// Writes the time, and the message's number where its hash says, into the memory of the map with this
-/// descriptor; lets the message pass whole. Messages of several CPUs get numbers of their own; who is queued
-/// first of those that come at the same moment does not matter.
+/// descriptor; lets the message pass whole. Messages of several CPUs get numbers of their own; of those that come
+/// at the same moment, one that is queued first may have the later number, and its time be that of the other.
 pub(super) fn write(map: u32, alike: Alike) -> Vec<u64> {
     let mut program = vec![mov(MESSAGE, R1)];
     program.extend(wide(VALUE, MAP_VALUE, u64::from(map)));
@@ -189,7 +189,8 @@ fn wide(dst: u8, src: u8, value: u64) -> [u64; 2] {
 fn record() -> Vec<u64> {
     const FETCH_ADD: u32 = 1;
     let word = size_of::<u64>() as i16;
-    let (ring, buckets) = (HEADER as i16 * word, (HEADER as i16 + RING as i16) * word);
+    let (ring, buckets) =
+        (HEADER as i16 * word, ((HEADER + RING as usize) * size_of::<u64>()) as u32);
     let mut program = vec![call(KTIME_GET_NS), mov(CONST, R0)];
     program.extend([
         set(R1, 1),
@@ -204,7 +205,8 @@ fn record() -> Vec<u64> {
         insn(0x57, (HASH, 0), 0, BUCKETS as u32 - 1),
         shift_left(HASH, 3),
         add(VALUE, HASH),
-        store((VALUE, buckets), R2),
+        insn(0x07, (VALUE, 0), 0, buckets), // further than an instruction's offset goes
+        store((VALUE, 0), R2),
         insn(0xb4, (R0, 0), 0, u32::MAX), // all of the message
         insn(0x95, (0, 0), 0, 0),
     ]);

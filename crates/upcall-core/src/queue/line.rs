@@ -1,6 +1,6 @@
 //! Where an upcall belongs among those of its lane that wait.
 
-use super::{LaneQueue, LaneState, Late, Queue, Waiting};
+use super::{Asked, LaneQueue, LaneState, Late, Queue, Waiting};
 use crate::{Fence, SourceId};
 
 /// Where an upcall of a lane that has upcalls waiting belongs.
@@ -39,11 +39,14 @@ impl Queue {
 }
 
 impl LaneQueue {
-    /// By when it was sent, if that is known of all of them.
+    /// By when it was sent, if that is known of all that it may be before: none whom the handler was asked about.
     fn place_in_time(&self, arrival: &Late<'_>) -> Option<usize> {
         let sent_ns = arrival.sent_ns?;
         let mut at = self.upcalls.len();
         for (place, upcall) in self.upcalls.iter().enumerate().rev() {
+            if upcall.asked != Asked::NotYet {
+                break;
+            }
             if upcall.sent_ns? > sent_ns {
                 at = place;
             }

@@ -123,7 +123,7 @@ impl Engine {
     }
 
     /// Takes the oldest of all datagrams, one after the other, up to `left`, as far as it is known when they
-    /// came: exactly the order in which they were sent.
+    /// came: the order in which they were sent.
     fn take_by_time(&mut self, sockets: &[Arc<Registered>], left: &mut usize) {
         let gather = self.shared.sources.ordered_gather();
         let mut buf = std::mem::take(&mut self.gather_buf);
@@ -136,11 +136,13 @@ impl Engine {
             while *left > 0 && entry.oldest_ns().is_some_and(|sent_ns| sent_ns <= until_ns) {
                 let mut one = 1;
                 self.take_out(entry, entry.hold_off(), &gather, &mut one, &mut buf);
-                *left -= 1 - one;
                 if one == 1 {
                     empty.push(entry.id);
                     break;
                 }
+                *left -= 1;
+                // What was not queued yet may be by now.
+                empty.clear();
             }
             if *left == 0 {
                 break;
@@ -160,7 +162,11 @@ impl Engine {
         for at in arrivals.look()? {
             let Some(entry) = sockets.get(at) else { continue };
             any = true;
-            if *left > 0 && !self.take_out(entry, entry.hold_off(), &gather, left, &mut buf) {
+            // Where it is known when, that comes in its turn.
+            if entry.oldest_ns().is_none()
+                && *left > 0
+                && !self.take_out(entry, entry.hold_off(), &gather, left, &mut buf)
+            {
                 *left = 0;
             }
         }

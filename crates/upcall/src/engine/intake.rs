@@ -18,8 +18,8 @@ use crate::sources::{Registered, Taken};
 /// `net/openvswitch/datapath.c`), behind a netlink header (`struct nlmsghdr`), a generic-netlink header and an OVS
 /// header.
 const KEY_AT: u16 = 16 + 4 + 4;
-/// Packets of a flow have the same key, so far: behind that are a TCP packet's flags, if it is of no tunnel and
-/// no VLAN. With one, some flows look like others: that costs a look into a socket.
+/// Packets of a flow have the same key, as a rule, so far: behind that are a TCP packet's flags, if it is of no
+/// tunnel and no VLAN. With one, some flows look like others: that costs a look into a socket.
 const KEY_MAX: u16 = 132;
 
 /// Upcalls that may be of one flow.
@@ -59,8 +59,14 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Claims the lane of an upcall of it with this key.
-    fn claim(&mut self, shared: &Shared, key: &[u8], flow: u64, now: Tick) -> (Lane, Claim) {
+    /// Claims the lane of an upcall of it, whose packets all have this key, if there is one.
+    fn claim(
+        &mut self,
+        shared: &Shared,
+        key: Option<&[u8]>,
+        flow: u64,
+        now: Tick,
+    ) -> (Lane, Claim) {
         // What is part of a gather was looked for already.
         let is_first =
             || self.gather.is_some() || shared.sources.is_first(self.entry, self.taken, key);
@@ -114,7 +120,8 @@ impl Engine {
         }
         let flow = self.shared.lane_key.hash(&key, &upcall);
         self.other_flows += usize::from(*self.first_flow.get_or_insert(flow) != flow);
-        let (lane, claim) = reading.claim(&self.shared, upcall.key, flow, self.tick);
+        let one_key = self.shared.lane_key.is_one_key(&key).then_some(upcall.key);
+        let (lane, claim) = reading.claim(&self.shared, one_key, flow, self.tick);
         let waits = reading.defer || claim != Claim::Run;
         let upcall = Upcall { wire: &upcall, key: &key, flow, port_id: reading.entry.port_id() };
         if !waits || self.place(reading, msg.payload, &upcall) {

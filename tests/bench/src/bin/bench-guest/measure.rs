@@ -162,9 +162,12 @@ fn round_trip(contestant: Contestant, install: Install) -> Result<Value> {
             (0..count).map(round).collect::<Result<Vec<_>>>()
         })
     };
+    // Behind the last one, an install may wait for silence.
     rounds(0, warm_up)?;
+    std::thread::sleep(SETTLE);
     let (kernel, usage) = (bed.kernel()?, bed.usage()?);
     let mut times = rounds(warm_up, count)?;
+    std::thread::sleep(SETTLE);
     let (after, used) = (bed.kernel()?, bed.usage()?.since(usage));
     let upcalls = 2 * u64::from(count);
     let flows = if install == Install::Exact { upcalls } else { 0 };
