@@ -40,8 +40,8 @@ pub(crate) struct Flow {
     pub(crate) next: u32,
     /// Sockets that hold packets of it, with how many are unread.
     pub(crate) unread: [u32; SOCKETS],
-    /// Where the last packet of it was read from.
-    pub(crate) read_from: Option<usize>,
+    /// The newest packet of it that was read, and from where.
+    pub(crate) newest_read: Option<(u32, usize)>,
     /// Was one read from the present socket?
     pub(crate) seen_here: bool,
 }

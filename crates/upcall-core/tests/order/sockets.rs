@@ -28,14 +28,14 @@ impl Host {
     /// holds none of it any more: what hops faster than anybody looks has no order to be seen. While
     /// sockets are read in order, it is enough that the socket got nothing since the last look, and that
     /// nobody is about to take out of it what was there then. Where it is told when packets were sent, it is
-    /// enough that it does not come back to the socket that it was read from last before the rest is read.
+    /// enough that it does not come back to the socket that the newest one read is from before the rest is read.
     pub(crate) fn hop(&mut self, flow: usize, socket: usize) {
         let state = &mut self.flows[flow];
         let is_taken = |(_, order, _): &(_, VecDeque<_>, _)| order.contains(&socket);
         let is_fresh =
             !self.arrivals.contains(&socket) && !self.taking.as_ref().is_some_and(is_taken);
-        let is_back =
-            state.read_from == Some(socket) && state.unread.iter().any(|unread| *unread > 0);
+        let is_back = state.newest_read.is_some_and(|(_, from)| from == socket)
+            && state.unread.iter().any(|unread| *unread > 0);
         let may_hop = match self.reads {
             Reads::Own if self.is_timed => !is_back,
             Reads::Own => state.seen_here,
@@ -187,6 +187,8 @@ impl Host {
         let state = &mut self.flows[packet.0];
         state.unread[from] -= 1;
         state.seen_here |= state.socket == from;
-        state.read_from = Some(from);
+        if state.newest_read.is_none_or(|(newest, _)| packet.1 > newest) {
+            state.newest_read = Some((packet.1, from));
+        }
     }
 }
