@@ -322,14 +322,17 @@ impl Engine {
     }
 
     fn end_round(&mut self, source: &mut Source, drained: bool) {
+        if !source.plan.is_empty() {
+            // The kernel would take its time for these while somebody sends what the flow then overtakes, or
+            // something is learned that makes it wrong.
+            self.batch.flush(&self.ledger);
+        }
         source.plan.follow(&self.shared);
         source.handed_out &= self.shared.lanes.any_queued();
         // What came since the look that found nothing is seen without another one, if it is told.
         let answered = drained && !source.handed_out && source.entry.oldest_ns().is_none();
         let waits = |lane| self.shared.waits(lane, source.entry.id, self.tick);
         if !source.plan.is_empty() {
-            // The kernel would take its time for these while somebody sends what the flow then overtakes.
-            self.batch.flush(&self.ledger);
             // A round may take longer than the pause that an install waits for.
             let now_us = self.shared.now_us();
             let seen = Observed { now_us, drained: answered, busy: source.since_rest > 1 };
@@ -394,9 +397,11 @@ impl Engine {
 
     /// Ends a round of the installs whose packets may be in any socket.
     fn end_wide(&mut self) {
-        self.wide.follow(&self.shared);
         if !self.wide.is_empty() {
             self.batch.flush(&self.ledger);
+        }
+        self.wide.follow(&self.shared);
+        if !self.wide.is_empty() {
             let shared = &self.shared;
             let answered = !shared.lanes.any_queued() && shared.sources.all_answered();
             // Of a lane that is detained, nothing is at work.
