@@ -15,7 +15,8 @@ use crate::Socket;
 /// The kernel puts a socket at the end of a list when a message comes and it is not on the list yet, and
 /// `epoll_wait(2)` gives that list from its head (`ep_poll_callback`, `ep_send_events`,
 /// `fs/eventpoll.c`). That is all there is to tell which of two messages in two sockets was sent first where
-/// nobody records that ([`Socket::record_arrivals`]). It holds from one look to the next, if what was found is taken out in between.
+/// nobody records that ([`Socket::record_arrivals`]). It holds from one look to the next, if what was found is
+/// taken out in between.
 #[derive(Debug)]
 pub struct ArrivalOrder {
     epoll: OwnedFd,

@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use netns_tests::{SOON, TestResult, has_per_cpu, skip_ok};
@@ -85,7 +85,9 @@ fn seen(arrival_times: bool) -> anyhow::Result<Vec<u8>> {
             let first = 4 * turn as u8;
             send(&hosts, cpu, 9, first..first + 4)?;
         }
+        let begun = Instant::now();
         while dispatcher.stats().await?.ledger.received < 2 + 4 {
+            ensure!(begun.elapsed() < SOON, "the worker of CPU 2 reads nothing");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         handler.is_open.store(true, Ordering::Relaxed);
