@@ -73,8 +73,8 @@ pub struct Waiting {
     pub class: Class,
     /// When it was read.
     pub since_us: u64,
-    /// When it was sent up, if that is known.
-    sent_ns: Option<u64>,
+    /// When the kernel sent it, in nanoseconds, if that is known.
+    pub sent_ns: Option<u64>,
     /// Sockets that may hold older packets of its flow.
     fence: Vec<Fence>,
     /// The gather that it was part of; 0 for none.

@@ -11,6 +11,7 @@ use ovs_wire::packet::{self, UpcallKind};
 
 use crate::Ports;
 use crate::deferred::Later;
+use crate::sources::Sent;
 
 /// Decides what happens to packets that the kernel has no flow for.
 ///
@@ -67,6 +68,7 @@ pub struct Upcall<'a> {
     pub(crate) flow: u64,
     /// The port id of the socket it came by.
     pub(crate) port_id: u32,
+    pub(crate) sent: Sent<'a>,
 }
 
 impl<'a> Upcall<'a> {
@@ -110,6 +112,16 @@ impl<'a> Upcall<'a> {
     /// [`Assignment::table`](crate::Assignment) tells the CPU by it.
     pub fn socket_port_id(&self) -> u32 {
         self.port_id
+    }
+
+    /// When the kernel sent it up, in nanoseconds of `CLOCK_MONOTONIC`; `None` where that is not told
+    /// ([`Stats::arrival_times`](crate::Stats)). Calls are in this order for one flow alone: of two flows
+    /// that say different things about one station, it tells which is the later word.
+    pub fn sent_ns(&self) -> Option<u64> {
+        match self.sent {
+            Sent::To(socket, taken) => socket.sent_ns(taken),
+            Sent::At(ns) => ns,
+        }
     }
 
     /// All parts of the message, encoded.

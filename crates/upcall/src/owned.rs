@@ -12,6 +12,7 @@ pub struct OwnedUpcall {
     key: KeySummary,
     flow: u64,
     port_id: u32,
+    sent_ns: Option<u64>,
     is_truncated: bool,
     key_bytes: Box<[u8]>,
     packet: Box<[u8]>,
@@ -44,6 +45,11 @@ impl OwnedUpcall {
         self.port_id
     }
 
+    /// See [`Upcall::sent_ns`].
+    pub fn sent_ns(&self) -> Option<u64> {
+        self.sent_ns
+    }
+
     /// Port the packet came in by; `None` for one that was executed without a port.
     pub fn in_port(&self) -> Option<u32> {
         self.key.in_port
@@ -72,6 +78,7 @@ impl From<&Upcall<'_>> for OwnedUpcall {
             key: *upcall.key(),
             flow: upcall.flow(),
             port_id: upcall.socket_port_id(),
+            sent_ns: upcall.sent_ns(),
             is_truncated: upcall.is_truncated(),
             key_bytes: upcall.wire().key.into(),
             packet: upcall.packet().into(),

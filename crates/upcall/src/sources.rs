@@ -97,6 +97,15 @@ pub(crate) struct Taken {
     number: u64,
 }
 
+/// When the kernel sent an upcall.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Sent<'a> {
+    /// As this socket tells of what was taken out of it so; asked only if somebody wants to know.
+    To(&'a Registered, Taken),
+    /// Then, in nanoseconds, if it is known.
+    At(Option<u64>),
+}
+
 /// See [`Registered::hold_off`].
 pub(crate) struct HeldOff<'a> {
     _held: MutexGuard<'a, ()>,

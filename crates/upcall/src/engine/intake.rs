@@ -12,7 +12,7 @@ use super::plan::Plan;
 use crate::Upcall;
 use crate::deferred::Later;
 use crate::shared::Shared;
-use crate::sources::{Registered, Taken};
+use crate::sources::{Registered, Sent, Taken};
 
 /// Where an upcall's key begins, as an attribute: it is the first one (`queue_userspace_packet`,
 /// `net/openvswitch/datapath.c`), behind a netlink header (`struct nlmsghdr`), a generic-netlink header and an OVS
@@ -123,7 +123,9 @@ impl Engine {
         let one_key = self.shared.lane_key.is_one_key(&key).then_some(upcall.key);
         let (lane, claim) = reading.claim(&self.shared, one_key, flow, self.tick);
         let waits = reading.defer || claim != Claim::Run;
-        let upcall = Upcall { wire: &upcall, key: &key, flow, port_id: reading.entry.port_id() };
+        let sent = Sent::To(reading.entry, reading.taken);
+        let port_id = reading.entry.port_id();
+        let upcall = Upcall { wire: &upcall, key: &key, flow, port_id, sent };
         if !waits || self.place(reading, msg.payload, &upcall) {
             let hopped = waits || lane.hopped();
             let plan = reading.plan.as_deref_mut().filter(|_| !hopped);
@@ -159,7 +161,8 @@ impl Engine {
         };
         let port_id = self.shared.sources.get(waiting.source).map_or(0, |s| s.port_id());
         let flow = self.shared.lane_key.hash(&key, &wire);
-        let upcall = Upcall { wire: &wire, key: &key, flow, port_id };
+        let sent = Sent::At(waiting.sent_ns);
+        let upcall = Upcall { wire: &wire, key: &key, flow, port_id, sent };
         if let Some(ticket) = waiting.answered() {
             self.answered(ticket, &upcall);
             return None;

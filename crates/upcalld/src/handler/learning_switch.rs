@@ -151,6 +151,17 @@ enum Way {
     Nowhere,
 }
 
+/// Where the sender of a packet is, by what was heard of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sender {
+    /// Where the packet came in.
+    Here,
+    /// Elsewhere, since the packet was sent: the packet goes on, but no flow is right for its like.
+    Gone,
+    /// Elsewhere for ever: the packet is dropped.
+    Barred,
+}
+
 impl LearningSwitch {
     fn mac_age(&self) -> Duration {
         Duration::from_millis(self.mac_age_ms.load(Ordering::Relaxed))
@@ -163,14 +174,20 @@ impl LearningSwitch {
         Some(form.map_or(Way::Nowhere, |form| Way::Port(port.number, form)))
     }
 
-    /// `false` if the packet is from a station that is elsewhere for ever.
-    fn learn(&self, station: Station, port: &Arc<SwitchPort>, verdict: &mut Verdict) -> bool {
-        let (learned, to) = (self.macs.learn(station, port), port.number);
+    /// Hears the sender of an upcall; `verdict` is to say if flows are wrong now.
+    fn hear(
+        &self,
+        station: Station,
+        port: &Arc<SwitchPort>,
+        (upcall, verdict): (&Upcall<'_>, &mut Verdict),
+    ) -> Sender {
+        let (learned, to) = (self.macs.learn(station, port, upcall.sent_ns()), port.number);
         match learned {
-            Learned::Known | Learned::New | Learned::Refused => return true,
+            Learned::Known | Learned::New | Learned::Refused => return Sender::Here,
+            Learned::Earlier => return Sender::Gone,
             Learned::Elsewhere => {
                 count(&self.counts.static_mac_refused);
-                return false;
+                return Sender::Barred;
             }
             Learned::Moved { from } => {
                 // At debug: two ports with one address could write a line for each packet.
@@ -179,12 +196,12 @@ impl LearningSwitch {
             Learned::OverLimit { from } => {
                 count(&self.counts.port_macs_refused);
                 if from.is_none() {
-                    return true;
+                    return Sender::Here;
                 }
             }
         }
         verdict.moved(station.mac);
-        true
+        Sender::Here
     }
 
     fn flood(
@@ -230,13 +247,17 @@ impl Handler for LearningSwitch {
             return;
         };
         let (source, target) = stations(key, vlan);
-        if known.is_some_and(|port| !self.learn(source, port, verdict)) {
+        let heard = |port| self.hear(source, port, (upcall, verdict));
+        let sender = known.map_or(Sender::Here, heard);
+        if sender == Sender::Barred {
             return;
         }
         match self.way(in_port, target, tag, &ports) {
             Some(way) => {
                 way.send(vlan, tag, verdict.actions());
-                verdict.install(way.decided_by(tag));
+                if sender == Sender::Here {
+                    verdict.install(way.decided_by(tag));
+                }
             }
             None => self.flood((from, vlan, tag), key, (&ports, verdict)),
         }

@@ -30,6 +30,8 @@ pub(crate) enum Learned {
     Known,
     /// It was unknown.
     New,
+    /// A packet that was sent later has come from elsewhere: it is there.
+    Earlier,
     /// It was elsewhere.
     Moved {
         /// The port it was at.
@@ -52,14 +54,28 @@ const STATIC: u64 = u64::MAX;
 struct Entry {
     port: Arc<SwitchPort>,
     seen_ms: AtomicU64,
+    /// When the last packet was sent up that it was heard by, in nanoseconds; 0 if that is not known.
+    heard_ns: AtomicU64,
     /// Has it a place at its port? If not, it is known to be there, so that flows from where it was before
     /// do not bring it back; packets to it are flooded.
     placed: bool,
 }
 
 impl Entry {
+    fn new(port: &Arc<SwitchPort>, (seen_ms, heard_ns): (u64, u64), placed: bool) -> Self {
+        Self { port: port.clone(), seen_ms: seen_ms.into(), heard_ns: heard_ns.into(), placed }
+    }
+
     fn is_static(&self) -> bool {
         self.seen_ms.load(Ordering::Relaxed) == STATIC
+    }
+
+    /// It was heard here by a packet sent up then.
+    fn heard(&self, sent_ns: u64) {
+        // Workers that read the same station at the same time change it seldom.
+        if sent_ns > self.heard_ns.load(Ordering::Relaxed) {
+            self.heard_ns.fetch_max(sent_ns, Ordering::Relaxed);
+        }
     }
 
     /// Gives its place back, if it has one that counts.
@@ -136,8 +152,15 @@ impl MacTable {
         self.read(station).get(&station).map(|entry| entry.port.number)
     }
 
-    /// A packet of `station` came in by `port`.
-    pub(crate) fn learn(&self, station: Station, port: &Arc<SwitchPort>) -> Learned {
+    /// A packet of `station` came in by `port`, and was sent up at `sent_ns` if that is known. Of two that
+    /// say different things, the one that was sent later is right, whichever is read first.
+    pub(crate) fn learn(
+        &self,
+        station: Station,
+        port: &Arc<SwitchPort>,
+        sent_ns: Option<u64>,
+    ) -> Learned {
+        let sent_ns = sent_ns.unwrap_or(0);
         let now_ms = self.now_ms.load(Ordering::Relaxed);
         if let Some(entry) = self.read(station).get(&station) {
             let seen_ms = entry.seen_ms.load(Ordering::Relaxed);
@@ -146,13 +169,14 @@ impl MacTable {
                 if seen_ms != now_ms && seen_ms != STATIC {
                     entry.seen_ms.store(now_ms, Ordering::Relaxed);
                 }
+                entry.heard(sent_ns);
                 return Learned::Known;
             }
             if seen_ms == STATIC {
                 return Learned::Elsewhere;
             }
         }
-        let learned = self.insert(station, port, now_ms);
+        let learned = self.insert(station, port, (now_ms, sent_ns));
         if learned == Learned::Refused {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }
@@ -174,23 +198,33 @@ impl MacTable {
         }
         // A port that has as many as it may is known to: nothing came that could be refused.
         if !port.is_full() {
-            self.insert(station, port, used_ms);
+            self.insert(station, port, (used_ms, 0));
         }
     }
 
-    fn insert(&self, station: Station, port: &Arc<SwitchPort>, seen_ms: u64) -> Learned {
+    fn insert(
+        &self,
+        station: Station,
+        port: &Arc<SwitchPort>,
+        (seen_ms, sent_ns): (u64, u64),
+    ) -> Learned {
         let mut shard = self.write(station);
         if let Some(entry) = shard.get_mut(&station) {
             let from = entry.placed.then_some(entry.port.number);
             if from == Some(port.number) {
+                entry.heard(sent_ns);
                 return Learned::Known;
             }
             if entry.is_static() {
                 return Learned::Elsewhere;
             }
+            if entry.port.number != port.number && (1..*entry.heard_ns.get_mut()).contains(&sent_ns)
+            {
+                return Learned::Earlier;
+            }
             entry.leave();
             let placed = port.take_mac();
-            *entry = Entry { port: port.clone(), seen_ms: seen_ms.into(), placed };
+            *entry = Entry::new(port, (seen_ms, sent_ns), placed);
             return match from {
                 _ if !placed => Learned::OverLimit { from },
                 Some(from) => Learned::Moved { from },
@@ -205,13 +239,13 @@ impl MacTable {
             self.len.fetch_sub(1, Ordering::Relaxed);
             return Learned::OverLimit { from: None };
         }
-        shard.insert(station, Entry { port: port.clone(), seen_ms: seen_ms.into(), placed: true });
+        shard.insert(station, Entry::new(port, (seen_ms, sent_ns), true));
         Learned::New
     }
 
     /// Puts a station at a port for ever, whatever the limits.
     pub(crate) fn pin(&self, station: Station, port: &Arc<SwitchPort>) {
-        let entry = Entry { port: port.clone(), seen_ms: STATIC.into(), placed: true };
+        let entry = Entry::new(port, (STATIC, 0), true);
         match self.write(station).insert(station, entry) {
             Some(before) => before.leave(),
             None => _ = self.len.fetch_add(1, Ordering::Relaxed),
@@ -311,29 +345,42 @@ mod tests {
     #[test]
     fn learns_moves_and_separates_vlans() {
         let (table, ports) = (MacTable::new(10), ports());
-        assert_eq!(table.learn(station(0, 1), &ports[7]), Learned::New);
-        assert_eq!(table.learn(station(0, 1), &ports[7]), Learned::Known);
-        assert_eq!(table.learn(station(5, 1), &ports[8]), Learned::New);
+        assert_eq!(table.learn(station(0, 1), &ports[7], None), Learned::New);
+        assert_eq!(table.learn(station(0, 1), &ports[7], None), Learned::Known);
+        assert_eq!(table.learn(station(5, 1), &ports[8], None), Learned::New);
         assert_eq!(table.port_of(station(0, 1)), Some(7));
-        assert_eq!(table.learn(station(0, 1), &ports[9]), Learned::Moved { from: 7 });
+        assert_eq!(table.learn(station(0, 1), &ports[9], None), Learned::Moved { from: 7 });
         assert_eq!(table.port_of(station(5, 1)), Some(8));
         assert_eq!(table.port_of(station(6, 1)), None);
     }
 
     #[test]
+    fn of_two_words_the_one_that_was_sent_later_is_right() {
+        let (table, ports) = (MacTable::new(10), ports());
+        let heard = |port: usize, ns| table.learn(station(0, 1), &ports[port], ns);
+        assert_eq!(heard(1, Some(20)), Learned::New);
+        assert_eq!(heard(2, Some(10)), Learned::Earlier);
+        assert_eq!(heard(2, Some(30)), Learned::Moved { from: 1 });
+        assert_eq!((heard(2, Some(50)), heard(1, Some(40))), (Learned::Known, Learned::Earlier));
+        assert_eq!(table.port_of(station(0, 1)), Some(2));
+        assert_eq!(heard(1, None), Learned::Moved { from: 2 }, "who knows");
+        assert_eq!(heard(2, Some(1)), Learned::Moved { from: 1 });
+    }
+
+    #[test]
     fn a_full_table_refuses_and_counts() {
         let (table, ports) = (MacTable::new(2), ports());
-        table.learn(station(0, 1), &ports[1]);
-        table.learn(station(0, 2), &ports[1]);
-        assert_eq!(table.learn(station(0, 3), &ports[1]), Learned::Refused);
-        assert_eq!(table.learn(station(0, 1), &ports[2]), Learned::Moved { from: 1 });
+        table.learn(station(0, 1), &ports[1], None);
+        table.learn(station(0, 2), &ports[1], None);
+        assert_eq!(table.learn(station(0, 3), &ports[1], None), Learned::Refused);
+        assert_eq!(table.learn(station(0, 1), &ports[2], None), Learned::Moved { from: 1 });
         assert_eq!((table.len(), table.refused()), (2, 1));
     }
 
     #[test]
     fn a_port_has_no_more_than_it_may_and_its_places_come_back() {
         let (table, wide, narrow) = (MacTable::new(10), limited(1, None), limited(2, Some(2)));
-        let learn = |last, port| table.learn(station(0, last), port);
+        let learn = |last, port| table.learn(station(0, last), port, None);
         assert_eq!((learn(1, &narrow), learn(2, &narrow)), (Learned::New, Learned::New));
         assert_eq!(learn(3, &narrow), Learned::OverLimit { from: None });
         assert_eq!(learn(1, &narrow), Learned::Known, "who has a place keeps it");
@@ -357,12 +404,12 @@ mod tests {
     #[test]
     fn a_static_station_neither_moves_nor_ages_nor_counts() {
         let (table, home, other) = (MacTable::new(1), limited(1, Some(0)), limited(2, None));
-        table.learn(station(0, 1), &other);
+        table.learn(station(0, 1), &other, None);
         table.pin(station(0, 1), &home);
         table.pin(station(0, 1), &home);
         assert_eq!((table.len(), other.figures().macs, home.figures().macs), (1, 0, 0));
-        assert_eq!(table.learn(station(0, 1), &other), Learned::Elsewhere);
-        assert_eq!(table.learn(station(0, 1), &home), Learned::Known);
+        assert_eq!(table.learn(station(0, 1), &other, None), Learned::Elsewhere);
+        assert_eq!(table.learn(station(0, 1), &home, None), Learned::Known);
         table.keep(station(0, 1), &home, Duration::ZERO);
         let (day, age) = (Duration::from_hours(24), Duration::from_secs(1));
         assert_eq!((age_at(&table, day, age), table.flush()), (0, 0));
@@ -376,10 +423,10 @@ mod tests {
         let (table, ports) = (MacTable::new(10), ports());
         let (age, at) = (Duration::from_secs(10), Duration::from_secs);
         for last in 1..=3 {
-            table.learn(station(0, last), &ports[1]);
+            table.learn(station(0, last), &ports[1], None);
         }
         assert_eq!(age_at(&table, at(9), age), 0);
-        table.learn(station(0, 1), &ports[1]);
+        table.learn(station(0, 1), &ports[1], None);
         table.keep(station(0, 2), &ports[1], at(4));
         table.keep(station(0, 3), &ports[2], at(0));
         assert_eq!(age_at(&table, at(12), age), 1, "3 is not kept by a flow from another port");
@@ -391,8 +438,8 @@ mod tests {
     #[test]
     fn forgets_the_stations_of_a_port_that_is_gone() {
         let (table, ports) = (MacTable::new(10), ports());
-        table.learn(station(0, 1), &ports[1]);
-        table.learn(station(0, 2), &ports[2]);
+        table.learn(station(0, 1), &ports[1], None);
+        table.learn(station(0, 2), &ports[2], None);
         assert_eq!(table.retain_ports(|port| port.number == 1), 1);
         assert_eq!((table.port_of(station(0, 1)), table.port_of(station(0, 2))), (Some(1), None));
         assert_eq!(table.len(), 1);

@@ -7,7 +7,7 @@ mod tap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use netns_tests::{Fabric, SOON, TestResult, station};
+use netns_tests::{Fabric, SOON, TestResult, flows_of, station};
 use ovs_features::cpu;
 use program::{Program, command};
 use upcall_testkit::topology::HOST_LINK;
@@ -65,6 +65,13 @@ fn learning_switch() -> TestResult {
     wait_until("the flow to follow the station", SOON, || {
         number += 1;
         fabric.reach(1, &frame(2, 1, number)).is_ok_and(|reached| reached == [2])
+    })?;
+    // One for each way. They are installed behind their packets: not necessarily yet.
+    wait_until("a flow for each way", SOON, || {
+        number += 1;
+        let ways = [(2, frame(1, 2, number)), (1, frame(2, 1, number))];
+        let sent = ways.iter().all(|(from, frame)| fabric.reach(*from, frame).is_ok());
+        sent && flows_of(&hosts.switch).is_ok_and(|flows| flows.len() >= ways.len())
     })?;
     let counted = switch.stop()?;
     ensure!(counted.installed >= 2 && counted.shed == 0, "{counted:?}");

@@ -3,6 +3,7 @@
 #![allow(missing_docs, reason = "a test binary")]
 
 mod bounds;
+mod latest;
 mod moves;
 mod vlans;
 

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use netns_tests::{Lab, TestResult, ctl_json, tell};
+use netns_tests::{Lab, TestResult, ctl, ctl_json, tell};
 use upcall_testkit::raw::ETHERTYPE_EXPERIMENTAL;
 use upcall_testkit::topology::HOST_LINK;
 use upcall_testkit::{Frame, RawSocket, VlanTag};
@@ -186,6 +186,16 @@ impl World {
         Ok(())
     }
 
+    /// What the switch believes, for the one who asks why a step failed.
+    fn beside(&self, lab: &Lab) -> String {
+        let wrong = lab.flows().map(|mut flows| {
+            flows.retain(|flow| !self.is_right(flow));
+            flows
+        });
+        let known = ctl(lab, &["fdb/show"]).unwrap_or_else(|err| err.to_string());
+        format!("{:?}; wrong flows: {wrong:#?}; stations:\n{known}", self.figures)
+    }
+
     /// A flow is right if both its stations are where it says.
     fn is_right(&self, flow: &netns_tests::FlowText) -> bool {
         let port = |mac: &str| {
@@ -218,7 +228,7 @@ fn stations_that_move_among_vlans_are_followed_and_kept_apart() -> TestResult {
     let mut world = World::new(&lab)?;
     let (started, mut early_kb) = (Instant::now(), None);
     while started.elapsed() < length {
-        world.step()?;
+        world.step().with_context(|| world.beside(&lab))?;
         if early_kb.is_none() && started.elapsed() > length / 3 {
             early_kb = Some(resident_kb(&lab)?);
         }
