@@ -87,7 +87,16 @@ pub(crate) fn run(args: &Args) -> Result<i32> {
         println!("{skips} of the skipped had to run: --require");
     }
     println!("{total}");
-    let nothing_ran = total.passed + total.failed == 0 && args.filter.is_none();
+    let nothing_ran = match &args.filter {
+        Some(filter) => {
+            let no_match = total.passed + total.failed + total.skipped == 0;
+            if no_match {
+                say!("no test has '{filter}' in its name");
+            }
+            no_match
+        }
+        None => total.passed + total.failed == 0,
+    };
     Ok(i32::from(total.failed > 0 || nothing_ran || (args.require && skips > 0)))
 }
 
