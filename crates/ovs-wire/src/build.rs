@@ -35,9 +35,18 @@ impl<'b> AttrBuilder<'b> {
             self.failed = Some(WireError::TooLong { kind, len: payload.len() });
             return self;
         }
-        self.buf.extend_from_slice(&header(payload.len() + HEADER_LEN, kind));
-        self.buf.extend_from_slice(payload);
-        self.pad();
+        let header = header(payload.len() + HEADER_LEN, kind);
+        self.buf.extend_from_slice(&header);
+        // Most of an answer's are so long: a short key, a single action, a flow's id. A copy of a length that is
+        // known is a few instructions, any other is a call.
+        if let Ok(value) = <&[u8; 8]>::try_from(payload) {
+            self.buf.extend_from_slice(value);
+        } else if let Ok(value) = <&[u8; 16]>::try_from(payload) {
+            self.buf.extend_from_slice(value);
+        } else {
+            self.buf.extend_from_slice(payload);
+            self.pad();
+        }
         self
     }
 

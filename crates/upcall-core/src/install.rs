@@ -202,6 +202,7 @@ pub struct InstallPlan {
     limits: InstallLimits,
     pending: Vec<Pending>,
     index: HashTable<usize>,
+    /// The messages of those that wait, with gaps where some went.
     bytes: Vec<u8>,
     spare: Vec<u8>,
     recent: HashTable<(u64, u64)>,
@@ -306,15 +307,9 @@ impl InstallPlan {
         mut send: impl FnMut(&[u8], u64),
     ) -> RoundEnd {
         let mut end = RoundEnd::default();
-        if self.pending.is_empty() {
-            return end;
-        }
-        self.index.clear();
-        self.spare.clear();
-        let bytes = std::mem::take(&mut self.bytes);
         let mut pending = std::mem::take(&mut self.pending);
+        let planned = pending.len();
         pending.retain_mut(|install| {
-            let message = &bytes[install.start..install.end];
             let paused = install.has_paused(seen, &self.limits);
             let is_unread = || is_unread(install.alike);
             let proven = seen.drained && paused && !waits(install.lane) && !is_unread();
@@ -323,23 +318,39 @@ impl InstallPlan {
             if due {
                 end.sent += 1;
                 end.forced += u64::from(!proven);
-                send(message, install.planned_us);
+                send(&self.bytes[install.start..install.end], install.planned_us);
                 self.remember(install.flow, seen.now_us);
             } else {
                 end.deferred += u64::from(install.put_off);
                 install.put_off();
-                install.start = self.spare.len();
-                self.spare.extend_from_slice(message);
-                install.end = self.spare.len();
             }
             !due
         });
+        self.pending = pending;
+        if self.pending.len() < planned {
+            self.close_gaps();
+        }
+        end
+    }
+
+    /// Some installs are gone: finds the others where they are now.
+    fn close_gaps(&mut self) {
+        let kept: usize = self.pending.iter().map(|install| install.end - install.start).sum();
+        // Not each time: those that wait would be copied in each round.
+        if 2 * kept <= self.bytes.len() {
+            self.spare.clear();
+            for install in &mut self.pending {
+                let start = self.spare.len();
+                self.spare.extend_from_slice(&self.bytes[install.start..install.end]);
+                (install.start, install.end) = (start, self.spare.len());
+            }
+            std::mem::swap(&mut self.bytes, &mut self.spare);
+        }
+        self.index.clear();
+        let pending = &self.pending;
         for (at, install) in pending.iter().enumerate() {
             self.index.insert_unique(install.flow, at, |&at| pending[at].flow);
         }
-        self.pending = pending;
-        self.bytes = std::mem::replace(&mut self.spare, bytes);
-        end
     }
 
     /// Forgets everything: what was decided before may be wrong now. Flows that waited ask again with

@@ -241,7 +241,7 @@ impl Engine {
         let received = read.as_ref().map_or(0, |read| read.received);
         source.since_rest += received;
         let drained = matches!(read, Ok(Round { drained: true, .. }));
-        self.end_round(source, drained);
+        self.end_round(source, received, drained);
         source.entry.state.answer_all();
         if let Some(since_us) = unread_since_us.filter(|_| received > 0) {
             let known_us = self.now_us.saturating_sub(since_us);
@@ -262,16 +262,19 @@ impl Engine {
         read
     }
 
-    /// What is looked up once for many upcalls.
     fn begin(&mut self) {
         self.now_us = self.shared.now_us();
         self.tick = Tick::of_us(self.now_us);
         self.timed.at(self.now_us);
+        // Before anything is added: what is decided from here on is from this epoch.
+        self.wide.follow(&self.shared);
+    }
+
+    /// Looks up, before the first of many upcalls and behind [`Engine::begin`], what is the same for all.
+    fn look_up(&mut self) {
         self.verdict.ports = self.shared.ports.load_full();
         self.police = self.shared.police.load_full();
         self.onlooker = self.shared.observers.current();
-        // Before anything is added: what is decided from here on is from this epoch.
-        self.wide.follow(&self.shared);
     }
 
     fn read(
@@ -289,6 +292,9 @@ impl Engine {
             let (taken, datagram) = source.entry.take(|| recv(&mut buf));
             match datagram {
                 Ok(Some(datagram)) => {
+                    if received == 0 {
+                        self.look_up();
+                    }
                     received += 1;
                     let defer = source.spread;
                     let Source { entry, plan, .. } = &mut *source;
@@ -321,7 +327,7 @@ impl Engine {
         now_us.saturating_sub(self.now_us) >= self.round_us_max
     }
 
-    fn end_round(&mut self, source: &mut Source, drained: bool) {
+    fn end_round(&mut self, source: &mut Source, received: usize, drained: bool) {
         if !source.plan.is_empty() {
             // The kernel would take its time for these while somebody sends what the flow then overtakes, or
             // something is learned that makes it wrong.
@@ -333,8 +339,8 @@ impl Engine {
         let answered = drained && !source.handed_out && source.entry.oldest_ns().is_none();
         let waits = |lane| self.shared.waits(lane, source.entry.id, self.tick);
         if !source.plan.is_empty() {
-            // A round may take longer than the pause that an install waits for.
-            let now_us = self.shared.now_us();
+            // A round that reads something may take longer than the pause that an install waits for.
+            let now_us = if received > 0 { self.shared.now_us() } else { self.now_us };
             let seen = Observed { now_us, drained: answered, busy: source.since_rest > 1 };
             let is_unread = |alike| self.shared.sources.may_hold(alike);
             source.plan.send_due(seen, waits, is_unread, &self.ledger, &mut self.batch);
@@ -379,6 +385,9 @@ impl Engine {
             shared.lanes.take(WORK_MAX, &mut work);
         }
         let helped = !work.is_empty();
+        if helped {
+            self.look_up();
+        }
         while let Some(upcall) = work.current() {
             match self.waited(upcall) {
                 Some(later) => self.detain_taken(&mut work, later),

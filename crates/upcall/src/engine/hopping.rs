@@ -104,6 +104,7 @@ impl Engine {
 
     fn take_all_in_order(&mut self) -> io::Result<bool> {
         self.begin();
+        self.look_up();
         let shared = self.shared.clone();
         let mut order = shared.hopping.lock();
         let mut left = DEFERRED_MAX;
