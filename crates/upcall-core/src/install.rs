@@ -149,8 +149,14 @@ impl Pending {
             self.touched_us = seen.now_us;
             return false;
         }
-        let impatient = !self.busy || self.upcalls >= PATIENT_MAX;
-        impatient || self.apart >= APART_MIN || silent_us >= limits.silence_us
+        self.apart >= APART_MIN || self.silent_in_us(seen.now_us, limits) == 0
+    }
+
+    /// For how long it still waits for silence.
+    fn silent_in_us(&self, now_us: u64, limits: &InstallLimits) -> u64 {
+        let is_impatient = !self.busy || self.upcalls >= PATIENT_MAX;
+        let wanted_us = if is_impatient { 0 } else { limits.silence_us };
+        wanted_us.saturating_sub(now_us.saturating_sub(self.touched_us))
     }
 
     fn has_waited_enough(
@@ -351,6 +357,13 @@ impl InstallPlan {
         for (at, install) in pending.iter().enumerate() {
             self.index.insert_unique(install.flow, at, |&at| pending[at].flow);
         }
+    }
+
+    /// Microseconds from now on until the first of those that wait has been silent for long enough, if no
+    /// more upcalls come; 0 if one has, and waits for something else.
+    pub fn silent_in_us(&self, now_us: u64) -> u64 {
+        let waits = |install: &Pending| install.silent_in_us(now_us, &self.limits);
+        self.pending.iter().map(waits).min().unwrap_or(0)
     }
 
     /// Forgets everything: what was decided before may be wrong now. Flows that waited ask again with

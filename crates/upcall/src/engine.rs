@@ -158,6 +158,11 @@ impl Source {
         }
     }
 
+    /// Microseconds until an install may have waited for long enough, if nothing comes; 0 if it has.
+    pub(crate) fn silent_in_us(&self, now_us: u64) -> u64 {
+        self.plan.silent_in_us(now_us)
+    }
+
     /// Does no install wait for a further look into the socket?
     pub(crate) fn is_settled(&self) -> bool {
         self.plan.is_empty()

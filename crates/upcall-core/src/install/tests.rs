@@ -82,7 +82,7 @@ fn an_install_waits_for_a_round_without_its_flow() {
     assert_eq!(offer(&mut plan, 1, 0), Offer::Duplicate);
     assert_eq!(offer(&mut plan, 2, 0), Offer::Planned);
     assert_eq!(end_round(&mut plan, 0), [0u64; 0]);
-    assert_eq!(end_round(&mut plan, 2_000), [1, 2]);
+    assert_eq!(end_round(&mut plan, InstallLimits::default().silence_us), [1, 2]);
     assert!(plan.is_empty());
 }
 
@@ -97,6 +97,57 @@ fn a_flow_that_is_sending_is_installed_when_it_is_silent() {
     assert_eq!(end_round(&mut plan, 59), [0u64; 0]);
     assert_eq!(end_round(&mut plan, 60), [1]);
     assert_eq!(end_round(&mut plan, 70), [2]);
+}
+
+#[test]
+fn it_is_known_when_the_next_has_been_silent_for_long_enough() {
+    let mut plan = plan(InstallLimits { silence_us: 50, ..InstallLimits::default() });
+    assert_eq!(plan.silent_in_us(0), 0, "nothing waits");
+    (1..=2).for_each(|flow| assert_eq!(offer(&mut plan, flow, 0), Offer::Planned));
+    (1..=2).for_each(|flow| plan.touch(flow));
+    end_round(&mut plan, 10);
+    plan.touch(2);
+    end_round(&mut plan, 30);
+    assert_eq!([30, 59, 60, 70].map(|now_us| plan.silent_in_us(now_us)), [30, 1, 0, 0]);
+    assert_eq!(end_round(&mut plan, 60), [1]);
+    assert_eq!(plan.silent_in_us(60), 20, "of the other");
+    (0..32).for_each(|_| plan.touch(2));
+    assert_eq!(plan.silent_in_us(60), 0, "one that has seen many waits for an empty socket alone");
+}
+
+#[test]
+fn what_waits_stays_what_it_is_when_others_go() {
+    let mut plan = plan(InstallLimits { silence_us: 50, ..InstallLimits::default() });
+    let message = |flow: u64| vec![flow as u8; flow as usize];
+    for flow in 1..=40 {
+        let wanted = Wanted { flow, lane: flow, alike: 0 };
+        let write = |buf: &mut Vec<u8>| {
+            buf.extend(message(flow));
+            Ok::<_, ()>(())
+        };
+        assert_eq!(plan.offer(wanted, 0, write), Ok(Offer::Planned));
+        plan.touch(flow);
+    }
+    let mut left: Vec<u64> = (1..=40).collect();
+    for turn in 1..=6u64 {
+        // All but some are silent.
+        let sending: Vec<u64> = left.iter().copied().filter(|flow| flow % 7 >= turn).collect();
+        for flow in &sending {
+            plan.touch(*flow);
+        }
+        let mut sent = Vec::new();
+        let seen = Observed { now_us: turn * 60, drained: true, busy: true };
+        plan.end_round(seen, |_| false, |_| false, |bytes, _| sent.push(bytes.to_vec()));
+        let silent = left.iter().filter(|flow| !sending.contains(flow) && turn > 1);
+        assert_eq!(sent, silent.map(|flow| message(*flow)).collect::<Vec<_>>(), "turn {turn}");
+        if turn > 1 {
+            left = sending;
+        }
+        for flow in 1..=40 {
+            let waits = left.contains(&flow).then(|| message(flow));
+            assert_eq!(plan.waiting(flow).map(<[u8]>::to_vec), waits, "{flow} in turn {turn}");
+        }
+    }
 }
 
 #[test]

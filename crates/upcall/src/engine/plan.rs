@@ -51,6 +51,11 @@ impl Plan {
         self.installs.is_empty()
     }
 
+    /// See [`InstallPlan::silent_in_us`].
+    pub(super) fn silent_in_us(&self, now_us: u64) -> u64 {
+        self.installs.silent_in_us(now_us)
+    }
+
     /// Gives up installs that were decided before something was learned that may make them wrong.
     pub(super) fn follow(&mut self, shared: &Shared) {
         let epoch = shared.epoch();

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use netlink_io::{AsyncSocket, Datagram, Socket};
 use tokio::sync::watch;
@@ -90,8 +91,8 @@ impl Reader {
                     tokio::task::yield_now().await;
                 }
                 Next::Pause => tokio::time::sleep(LOOK_AGAIN).await,
-                Next::Linger => {
-                    let readable = tokio::time::timeout(LOOK_AGAIN, self.socket.readable());
+                Next::Linger(pause) => {
+                    let readable = tokio::time::timeout(pause, self.socket.readable());
                     if let Ok(readable) = readable.await {
                         ready = readable?;
                     }
@@ -107,7 +108,7 @@ impl Reader {
         for _ in 0..DRAIN_ROUNDS_MAX {
             match self.round(|buf| socket.recv(buf)) {
                 Ok(Next::Wait) => return,
-                Ok(Next::Pause | Next::Linger) => std::thread::sleep(LOOK_AGAIN),
+                Ok(Next::Pause | Next::Linger(_)) => std::thread::sleep(LOOK_AGAIN),
                 Ok(Next::ReadAgain | Next::Yield) => {}
                 Err(err) => {
                     tracing::warn!(port_id = self.port_id(), %err, "cannot read a socket empty");
@@ -144,7 +145,10 @@ impl Reader {
             (true, true) => Next::Wait,
             // The further non-blocking read that contract O3 asks for, at once.
             (true, false) if round.received > 0 => Next::ReadAgain,
-            (true, false) => Next::Linger,
+            (true, false) => {
+                let silent_in_us = source.silent_in_us(self.desk.shared.clock.now_us());
+                Next::Linger(LOOK_AGAIN.max(Duration::from_micros(silent_in_us)))
+            }
             (false, _) => Next::Yield,
         })
     }
@@ -157,6 +161,6 @@ enum Next {
     Yield,
     /// Others have what waits in their hands.
     Pause,
-    /// Installs wait for upcalls that others have in their hands.
-    Linger,
+    /// Installs wait for silence, or for upcalls that others have in their hands.
+    Linger(Duration),
 }
