@@ -1,7 +1,8 @@
 //! A learning switch: a packet for a station that was heard of goes out of its port, others are flooded.
 //!
 //! It shows state that all workers share, flows that become wrong, and what a handler has to see to: a
-//! table with a limit, and words of one station that are heard in another order than they were said. `upcalld` has a switch with VLANs and with addresses that age.
+//! table with a limit, and words of one station that are heard in another order than they were said.
+//! `upcalld` has a switch with VLANs and with addresses that age.
 
 mod common;
 
