@@ -25,7 +25,7 @@ pub(crate) fn loom_cases() -> Result<Vec<crate::libtest::Case>> {
 
 fn loom_command(target_dir: &Path) -> Command {
     let mut command = cmd::cargo();
-    command.args(["test", "--release", "--package", MODELLED, "--test", "loom"]);
+    command.args(["test", "--profile", "loom", "--package", MODELLED, "--test", "loom"]);
     command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", target_dir.join("loom"));
     command
 }
