@@ -6,7 +6,8 @@
 //! takes room. All other ports get the room that is left, and a short queue.
 //!
 //! * *Named* is a port with more than its fair share of what is read, when the backlog passes a part
-//!   of the buffer. Fair is the share with one port more than there are: a newcomer finds room, and a
+//!   of the buffer, or never gets short for a while: a burst is what the buffer is for, but behind a queue that
+//!   stays everybody waits. Fair is the share with one port more than there are: a newcomer finds room, and a
 //!   port that takes no more than that is never named, whatever the others do.
 //! * *Admitted* is the same number of upcalls a second of each named port, the *level*: port by port
 //!   the share is the level over what arrives, which is what was read over the share it was admitted
@@ -40,7 +41,7 @@ const HOLD_US: u64 = 500_000;
 const UPCALL_BYTES: f64 = 1024.0;
 /// The queue that is aimed at, as a time to read it: a reader that shares its CPU is away for some of its
 /// turns, of a few milliseconds each, and must find enough for its own.
-const QUEUE_S: f64 = 0.02;
+const QUEUE_S: f64 = 0.005;
 /// In upcalls, whatever the time: more than a round of 64, which would read it empty.
 const QUEUE_MIN: f64 = 96.0;
 /// And as a part of the buffer at most.
@@ -92,6 +93,8 @@ pub struct StormShield {
     window_start_us: u64,
     /// What was queued when the window started.
     window_start: u32,
+    /// The least that a round of it left behind.
+    window_low: u32,
     /// Upcalls of the window up to the last round, and those read in rounds that left some behind.
     window_read: u32,
     window_behind: u32,
@@ -113,6 +116,7 @@ impl Default for StormShield {
             capacity: 0.0,
             window_start_us: 0,
             window_start: 0,
+            window_low: 0,
             window_read: 0,
             window_behind: 0,
             counting: false,
@@ -151,11 +155,17 @@ impl StormShield {
         if self.is_up() {
             return self.tick(now_us, tally, Some(backlog));
         }
-        let old = now_us.saturating_sub(self.window_start_us) >= WINDOW_US;
-        if old && tally.total() >= WINDOW_UPCALLS {
-            self.restart(now_us, tally, backlog.queued_bytes);
+        self.window_low = self.window_low.min(backlog.queued_bytes);
+        let elapsed_us = now_us.saturating_sub(self.window_start_us);
+        if elapsed_us < WINDOW_US || tally.total() < WINDOW_UPCALLS {
+            return false;
         }
-        false
+        let stands = self.stands(tally, seconds(elapsed_us));
+        if stands {
+            self.shorten(now_us, tally, backlog);
+        }
+        self.restart(now_us, tally, backlog.queued_bytes);
+        stands && self.is_up()
     }
 
     /// Is a port shielded against, or was a moment ago?
@@ -193,6 +203,7 @@ impl StormShield {
         self.counting = true;
         self.window_start_us = now_us;
         self.window_start = queued_bytes;
+        self.window_low = queued_bytes;
         self.window_read = 0;
         self.window_behind = 0;
     }
@@ -221,19 +232,33 @@ impl StormShield {
         backlog.exceeds(if alone { 0.75 } else { 0.25 })
     }
 
+    /// With others to protect: has the queue been longer than is aimed at for the whole window?
+    fn stands(&self, tally: &PortTally, seconds: f64) -> bool {
+        let low = f64::from(self.window_low) / UPCALL_BYTES;
+        let aim = (f64::from(tally.total()) / seconds * QUEUE_S).max(QUEUE_MIN);
+        tally.ports().nth(1).is_some() && low > aim
+    }
+
+    /// Names the ports that a queue is of which stays. There is room: it is steered from here on.
+    fn shorten(&mut self, now_us: u64, tally: &PortTally, backlog: Backlog) {
+        let seconds = seconds(now_us.saturating_sub(self.window_start_us));
+        self.capacity = f64::from(tally.total()) / seconds;
+        self.name(tally, seconds, backlog);
+        let besides = self.besides(tally, seconds, |_| true);
+        self.set_level(Some(backlog), besides);
+        for flooder in &mut self.flooders {
+            flooder.admit = share(self.level, flooder.arrivals);
+        }
+    }
+
     /// Names ports, or lowers the level if there is none to name.
     fn strike(&mut self, now_us: u64, tally: &mut PortTally, backlog: Backlog) {
         let seconds = seconds(now_us.saturating_sub(self.window_start_us));
-        let growth = f64::from(backlog.queued_bytes.saturating_sub(self.window_start));
         let read = f64::from(tally.total()).max(1.0);
         self.capacity = read / seconds;
         self.account(tally, seconds);
-        // What was read is a sample of what comes.
-        let excess = 1.0 + growth / UPCALL_BYTES / read;
-        if self.name(tally, seconds, excess) {
-            let named: f64 = self.ports().map(|port| f64::from(tally.of(port))).sum();
-            let others = (read - named) / seconds;
-            let count = self.flooders.len() as f64;
+        if self.name(tally, seconds, backlog) {
+            let (others, count) = self.besides(tally, seconds, |_| true);
             self.level = ((0.75 * self.capacity - others) / count).max(self.floor(tally));
         } else {
             self.level /= 4.0;
@@ -282,7 +307,10 @@ impl StormShield {
 
     /// Adds the ports with more than their fair share that are not named yet; of these, the ones that
     /// are nearly as bad as the worst. Is there any?
-    fn name(&mut self, tally: &PortTally, seconds: f64, excess: f64) -> bool {
+    fn name(&mut self, tally: &PortTally, seconds: f64, backlog: Backlog) -> bool {
+        let growth = f64::from(backlog.queued_bytes.saturating_sub(self.window_start));
+        // What was read is a sample of what comes.
+        let excess = 1.0 + growth / UPCALL_BYTES / f64::from(tally.total()).max(1.0);
         let fair = f64::from(tally.total()) / (tally.ports().count() + 1) as f64;
         let known = |port| self.flooders.iter().any(|flooder| flooder.port == port);
         let mut new: Vec<_> = tally
@@ -337,13 +365,26 @@ impl StormShield {
         } else {
             self.capacity += (read - self.capacity) / 4.0;
         }
+        let besides = self.besides(tally, seconds, |flooder| flooder.admit < 1.0);
+        self.set_level(backlog, besides);
+    }
+
+    /// Upcalls a second of all ports but those that are limited, and how many these are, at least one.
+    fn besides(
+        &self,
+        tally: &PortTally,
+        seconds: f64,
+        is_limited: impl Fn(&Flooder) -> bool,
+    ) -> (f64, f64) {
+        let limited = || self.flooders.iter().filter(|flooder| is_limited(flooder));
+        let theirs: f64 = limited().map(|flooder| f64::from(tally.of(flooder.port))).sum();
+        ((f64::from(tally.total()) - theirs) / seconds, limited().count().max(1) as f64)
+    }
+
+    fn set_level(&mut self, backlog: Option<Backlog>, (others, count): (f64, f64)) {
         let excess = backlog.map_or(f64::NEG_INFINITY, |b| b.upcalls() - self.aim(b));
         let spare =
             (excess / SETTLE_S / self.capacity.max(LEVEL_MIN)).clamp(-FILL_MAX, SHORTEN_MAX);
-        let limited = || self.flooders.iter().filter(|flooder| flooder.admit < 1.0);
-        let count = limited().count().max(1) as f64;
-        let theirs: f64 = limited().map(|flooder| f64::from(tally.of(flooder.port))).sum();
-        let others = read - theirs / seconds;
         let level = (self.capacity * (1.0 - spare) - others) / count;
         self.level = level.max(self.capacity / 16.0 / count).max(LEVEL_MIN);
     }

@@ -217,6 +217,29 @@ fn several_that_flood_get_the_same() {
     assert!(!model.named.contains(&4));
 }
 
+/// A port that sends up hardly more than can be read takes seconds to fill a part of the buffer.
+#[test]
+#[cfg_attr(miri, ignore = "a hundred thousand upcalls would take it half an hour")]
+fn a_queue_that_stays_is_cut_short() {
+    let sources = vec![source(1, 10_200, 0..8 * SECOND), source(2, 100, 0..8 * SECOND)];
+    let mut model = Model::new(10_000, true, sources);
+    model.run_until(8 * SECOND);
+    let quiet = model.of(2);
+    let mean_us = quiet.wait_sum_us / quiet.read;
+    assert!(mean_us < 15_000, "{mean_us} us in the queue");
+    assert_eq!((quiet.lost, quiet.refused), (0, 0));
+    assert!(10 * model.of(1).read > 9 * 80_000, "{} of 80,000 read", model.of(1).read);
+}
+
+/// Several ports at once send more than can be read, for less than a tenth of a second: the buffer has room.
+#[test]
+fn a_burst_of_several_ports_is_no_flood() {
+    let burst = |port| source(port, 40_000, 0..10_000);
+    let mut model = Model::new(10_000, true, vec![burst(1), burst(2)]);
+    model.run_until(SECOND);
+    assert_eq!((model.of(1).refused, model.of(2).refused), (0, 0));
+}
+
 /// A reader whose CPU is the flood's as well has turns, and between them only others send.
 #[test]
 #[cfg_attr(miri, ignore = "hundreds of thousands of upcalls would take it half an hour")]

@@ -154,6 +154,8 @@ pub(crate) fn quiet_port(contestant: Contestant) -> Result<Value> {
     Ok(json!({
         "lost_percent": loaded.0,
         "slower": loaded.1 / alone.1,
+        "alone_us": alone.1 / 1000.0,
+        "loaded_us": loaded.1 / 1000.0,
         "flood_lost_percent": 100.0 * per(kernel.lost, kernel.missed),
     }))
 }
