@@ -17,13 +17,15 @@ use crate::sys::{self, Mapping};
 
 pub use self::program::Alike;
 
-/// The times at which messages came to a socket, and how many of these were taken out.
+/// The times at which messages came to a socket, and how many of these were taken out and answered.
 #[derive(Debug)]
 pub(crate) struct Arrivals {
     program: OwnedFd,
     ring: Mapping,
     /// Messages that were taken out: the number of the next one. Changed by whoever takes, one at a time.
     taken: AtomicU64,
+    /// Those that were taken out when whoever reads had last answered all of them.
+    answered: AtomicU64,
     /// What was written when the socket was last found empty.
     drained_at: AtomicU64,
     /// Messages that the kernel had dropped for want of room when some were last found missing; wraps.
@@ -46,6 +48,7 @@ impl Arrivals {
             program,
             ring,
             taken: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
             drained_at: AtomicU64::new(0),
             drops: AtomicU32::new(0),
             is_away: AtomicBool::new(false),
@@ -90,6 +93,18 @@ impl Arrivals {
         self.taken.load(Ordering::Relaxed)
     }
 
+    /// All that was taken out is answered.
+    #[inline]
+    pub(crate) fn answer_all(&self) {
+        self.answered.store(self.taken(), Ordering::Release);
+    }
+
+    /// Messages that were taken out and answered.
+    pub(crate) fn answered(&self) -> u64 {
+        // What is older than it was answered by now.
+        self.answered.load(Ordering::Acquire)
+    }
+
     /// There was none. What came before the last time that there was none is gone by now, taken or lost; what
     /// came since may not be queued yet: `true` if something did.
     pub(crate) fn drained(&self) -> bool {
@@ -128,14 +143,19 @@ impl Arrivals {
         self.written().checked_sub(number).is_some_and(|newer| (1..RING - 1).contains(&newer))
     }
 
-    /// May a message be there with this hash of its attribute? No answer where it would be yes for most.
-    pub(crate) fn may_hold(&self, bucket: usize) -> bool {
-        if self.written().saturating_sub(self.taken()) > BUCKETS as u64 / 2 {
-            return false;
-        }
-        let last = &self.ring.words()[HEADER + RING as usize + bucket % BUCKETS];
-        // Counted from 1.
-        last.load(Ordering::Relaxed) > self.taken()
+    /// Messages that came so far, counted from 1: the last one with this hash of its attribute, or the last of all, if
+    /// it is not answered. No answer where it would be one for most.
+    pub(crate) fn last_unanswered(&self, bucket: Option<usize>) -> Option<u64> {
+        let (written, answered) = (self.written(), self.answered());
+        let last = match bucket {
+            Some(_) if written.saturating_sub(answered) > BUCKETS as u64 / 4 => return None,
+            Some(bucket) => {
+                let words = &self.ring.words()[HEADER + RING as usize..];
+                words[bucket % BUCKETS].load(Ordering::Relaxed)
+            }
+            None => written,
+        };
+        (last > answered).then_some(last)
     }
 }
 
@@ -209,11 +229,14 @@ mod tests {
     fn what_is_too_old_is_not_known() {
         let Some(socket) = recorded() else { return };
         socket.set_recv_buffer(16 << 20).unwrap();
-        (0..RING).for_each(|_| socket.send(&NOOP).unwrap());
+        (0..RING / 2).for_each(|_| socket.send(&NOOP).unwrap());
+        assert!(socket.may_hold(ALIKE.bucket(&NOOP[4..])));
+        (0..RING / 2).for_each(|_| socket.send(&NOOP).unwrap());
         assert_eq!(socket.mem_info().unwrap().drops, 0);
         assert_eq!((socket.arrival_ns(1), socket.oldest_arrival_ns()), (None, None));
         assert!(socket.arrival_ns(2).is_some() && socket.arrival_ns(RING).is_none());
         assert!(!socket.may_hold(ALIKE.bucket(&NOOP[4..])), "nothing is told of so many");
+        assert_eq!(socket.last_unanswered(None), Some(RING));
     }
 
     #[test]
@@ -231,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_like_another_is_found_while_it_is_there() {
+    fn one_that_is_like_another_is_found_until_it_is_answered() {
         let Some(socket) = recorded() else { return };
         let numbers = 1..=100;
         assert!(numbers.clone().all(|number| !socket.may_hold(bucket(number))));
@@ -239,8 +262,12 @@ mod tests {
         for number in numbers {
             assert!(socket.may_hold(bucket(number)), "{number} is there");
             take(&socket).unwrap();
+            assert!(socket.may_hold(bucket(number)), "{number} is in somebody's hands");
+            assert!(socket.oldest_unanswered_ns().is_some());
+            assert_eq!(socket.last_unanswered(Some(bucket(number))), Some(number.into()));
+            socket.answer_all();
         }
-        assert!(!socket.may_hold(bucket(100)));
+        assert!(!socket.may_hold(bucket(100)) && socket.oldest_unanswered_ns().is_none());
         socket.send(&noop(100)).unwrap();
         let taken_for_it = (200..1200).filter(|number| socket.may_hold(bucket(*number))).count();
         assert!(socket.may_hold(bucket(100)) && taken_for_it < 10, "{taken_for_it} of 1,000");

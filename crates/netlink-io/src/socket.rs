@@ -154,7 +154,7 @@ impl Socket {
 
     /// Records from now on when datagrams come, until the socket is closed, in the time without a filter
     /// ([`Socket::attach_filter`]), and which are `alike`; the socket must be empty. Costs whoever sends some tens
-    /// of nanoseconds, and 96 KiB of memory and a descriptor.
+    /// of nanoseconds, and 192 KiB of memory and a descriptor.
     ///
     /// # Errors
     ///
@@ -182,10 +182,31 @@ impl Socket {
         self.arrivals.get()?.time_of(number)
     }
 
-    /// May a datagram be there that is like others ([`Alike::bucket`])? There may be none, but if there is one, this
-    /// is true; but where arrivals are not recorded, a filter was in between, or more than 2,048 are there.
+    /// When the oldest datagram came that is not answered ([`Socket::answer_all`]), likewise. `None` if all are, too.
+    pub fn oldest_unanswered_ns(&self) -> Option<u64> {
+        let arrivals = self.arrivals.get()?;
+        arrivals.time_of(arrivals.answered())
+    }
+
+    /// Says that all datagrams that were taken out are answered. Nothing where arrivals are not recorded.
+    #[inline]
+    pub fn answer_all(&self) {
+        if let Some(arrivals) = self.arrivals.get() {
+            arrivals.answer_all();
+        }
+    }
+
+    /// May a datagram not be answered, whether it was taken out or not, that is like others ([`Alike::bucket`])?
+    /// There may be none, but if there is one, this is true; but where arrivals are not recorded, a filter was in
+    /// between, or there are more than 4,096.
     pub fn may_hold(&self, bucket: usize) -> bool {
-        self.arrivals.get().is_some_and(|arrivals| arrivals.may_hold(bucket))
+        self.last_unanswered(Some(bucket)).is_some()
+    }
+
+    /// The number of the last of these, counted from 1: so many were taken out when it was. The last of all without
+    /// a `bucket`.
+    pub fn last_unanswered(&self, bucket: Option<usize>) -> Option<u64> {
+        self.arrivals.get()?.last_unanswered(bucket)
     }
 
     /// It was found empty: what was lost for want of room is no longer taken for something that is there.

@@ -8,16 +8,13 @@ use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 use crate::{Fence, SourceId};
 
 /// Sockets that an upcall must wait for. There are none but its own, if others took it ahead of its
-/// reader, when the one before it came by the same socket. If the flow is in doubt, it is those with something
-/// to take out: what another reader has in its hands has a lane by now, but for the moment between taking it out
-/// and claiming that; and of two readers that are both in that moment, either may have the newer one.
-fn fence(place: &Line, arrival: &Late<'_>, gather: &Gather, in_doubt: bool) -> Vec<Fence> {
+/// reader, when the one before it came by the same socket; where nothing is known to be older in the others.
+fn fence(place: &Line, arrival: &Late<'_>, gather: &Gather) -> Vec<Fence> {
     let continues = place.before == Some(arrival.source);
     let waits_for = |rival: &&Fence| {
         let own = rival.source == arrival.source;
         let newer = place.behind.contains(&rival.source);
-        let may_be_older = !in_doubt || rival.through == Fence::OPEN;
-        if own { arrival.ahead } else { may_be_older && !continues && !newer }
+        if own { arrival.ahead } else { gather.older || !continues && !newer }
     };
     gather.busy.iter().filter(waits_for).chain(&gather.hold).copied().collect()
 }
@@ -112,8 +109,8 @@ impl Lanes {
     }
 
     /// Finds the place of an upcall that [`Lanes::claim`] would not let through. `now_us` tells the
-    /// time: after the claim. If the flow hopped, or is in doubt, `look` looks at all sockets but the one it came by;
-    /// it is given the one that the flow came by before, if by any. It is asked with the lane taken
+    /// time: after the claim. If the flow hopped, or is in doubt, or it is known when it was sent, `look` looks at all
+    /// sockets but the one it came by; it is given the one that the flow came by before, if by any. It is asked with the lane taken
     /// over, so that whoever still handles an upcall of the flow is either seen or sees that it must not.
     /// If the upcall is part of a gather already, `look` is to give that one.
     pub fn place<'a>(
@@ -123,30 +120,26 @@ impl Lanes {
         look: impl FnOnce(Option<SourceId>) -> &'a Gather,
     ) -> Placed {
         let mut queue = self.lock();
-        let (lane, was_queued, in_doubt, owner, since_us) = loop {
+        let (lane, was_queued, owner, since_us) = loop {
             let since_us = now_us();
             let tick = Tick::of_us(since_us);
-            let mut is_new = false;
-            let seen = || {
-                is_new = true;
-                true
-            };
-            let (lane, claim) = self.table.claim(arrival.flow, arrival.source, tick, seen);
+            let (lane, claim) = self.table.claim(arrival.flow, arrival.source, tick, || true);
             // Another reader may have taken the lane meanwhile, after all.
-            let in_doubt = arrival.in_doubt && is_new && claim == Claim::Run;
+            let in_doubt = arrival.in_doubt && claim == Claim::Run;
             if claim == Claim::Run && !arrival.defer && !in_doubt {
                 return Placed::Run; // It was settled since.
             }
             if let Some(before) = self.table.enter(lane, arrival.source, tick) {
                 let owner = before.source().filter(|_| !in_doubt);
-                break (lane.slot, before.is_queued(), in_doubt, owner, since_us);
+                break (lane.slot, before.is_queued(), owner, since_us);
             }
         };
         let place = if was_queued { queue.line(lane, arrival) } else { Line::of_idle(owner) };
         let hopped = place.before != Some(arrival.source);
-        let gather = if hopped { Some(look(place.before)) } else { arrival.gather };
+        let tells = arrival.sent_ns.is_some();
+        let gather = if hopped || tells { Some(look(place.before)) } else { arrival.gather };
         let arrival = &Late { gather, ..*arrival };
-        let fence = gather.map_or(Vec::new(), |gather| fence(&place, arrival, gather, in_doubt));
+        let fence = gather.map_or(Vec::new(), |gather| fence(&place, arrival, gather));
         let placed = settle(&place, arrival, &fence, was_queued, &queue);
         match placed {
             Placed::Waits => {

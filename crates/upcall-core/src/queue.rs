@@ -135,6 +135,9 @@ pub struct Gather {
     /// Is what it finds brought in the order in which it was sent? Else only the order within a socket
     /// is known, and which of them the flow came by last.
     pub ordered: bool,
+    /// Is all that it names known to be older than the upcall? Then nothing is taken out, and it waits for that
+    /// whatever the socket that the one before it came by.
+    pub older: bool,
 }
 
 /// What became of an upcall that was brought to the queue.
@@ -222,7 +225,7 @@ pub struct Late<'a> {
     pub ahead: bool,
     /// The gather that it is part of, once its flow is known to have hopped.
     pub gather: Option<&'a Gather>,
-    /// Is its flow new, and are older packets, perhaps of it, in other sockets ([`crate::Claim::Doubt`])?
+    /// May older packets of its flow be in other sockets, although nobody knows of a hop ([`crate::Claim::Doubt`])?
     pub in_doubt: bool,
     /// Must it wait for its turn even if it could be handled at once, so that other workers can help?
     pub defer: bool,

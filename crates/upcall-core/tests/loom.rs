@@ -160,6 +160,7 @@ impl Host {
             busy: busy.into_iter().collect(),
             hold: unread.then(|| fence(by, own.state.reads())),
             ordered: false,
+            older: false,
         }
     }
 

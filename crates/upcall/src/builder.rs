@@ -116,7 +116,7 @@ pub struct Shape {
     pub recv_buffer_total_bytes: Option<usize>,
     /// Where CPUs have sockets, two or more: does the kernel tell when it sent each upcall, so that those of
     /// several sockets can be put in order, and which came, so that no flow is installed while packets of it are
-    /// unread? An eBPF program on each socket writes that into memory, 96 KiB of it. Default true. Needs `CAP_BPF`; without it all works as if this were false
+    /// unread? An eBPF program on each socket writes that into memory, 192 KiB of it. Default true. Needs `CAP_BPF`; without it all works as if this were false
     /// ([`Stats::arrival_times`] tells).
     pub arrival_times: bool,
 }

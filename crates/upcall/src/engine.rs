@@ -43,7 +43,7 @@ const DEFERRED_MAX: usize = 4 * ROUND_MAX;
 /// Microseconds for an upcall from which on it is worth to hand it to another worker: waking one costs
 /// several.
 const SPREAD_US: u64 = 10;
-/// Datagrams between two looks at the clock in a round.
+/// Datagrams between two looks at the clock in a round, and at the other sockets.
 const LOOK_EVERY: usize = 8;
 /// Microseconds after which a round ends although there is more, if its handler is slow: others are to
 /// help with the rest, and a lane that is in use must not look idle to them.
@@ -247,7 +247,7 @@ impl Engine {
         source.since_rest += received;
         let drained = matches!(read, Ok(Round { drained: true, .. }));
         self.end_round(source, received, drained);
-        source.entry.state.answer_all();
+        source.entry.answer_all();
         if let Some(since_us) = unread_since_us.filter(|_| received > 0) {
             let known_us = self.now_us.saturating_sub(since_us);
             self.ledger.latency.queued_socket.record(known_us * 1_000);
@@ -290,7 +290,7 @@ impl Engine {
         mut recv: impl FnMut(&mut [u8]) -> io::Result<Option<Datagram>>,
     ) -> io::Result<Round> {
         let mut buf = std::mem::take(&mut self.buf);
-        let mut received = 0;
+        let (mut received, mut others_hold) = (0, false);
         let mut end = Ok(false);
         while received < max {
             self.in_flight.about_to_take(&self.ledger);
@@ -300,12 +300,23 @@ impl Engine {
                     if received == 0 {
                         self.look_up();
                     }
+                    if received % LOOK_EVERY == 0 {
+                        others_hold = self.shared.sources.others_hold(&source.entry);
+                    }
                     received += 1;
                     let defer = source.spread;
                     let Source { entry, plan, .. } = &mut *source;
                     let (plan, tally) = (Some(plan), tally.as_deref_mut());
-                    let reading =
-                        Reading { entry, taken, plan, in_doubt: false, defer, tally, gather: None };
+                    let reading = Reading {
+                        entry,
+                        taken,
+                        plan,
+                        others_hold,
+                        in_doubt: false,
+                        defer,
+                        tally,
+                        gather: None,
+                    };
                     self.datagram(reading, datagram, &buf);
                     if received % LOOK_EVERY == 0 && self.is_overdue() {
                         break;
@@ -337,6 +348,7 @@ impl Engine {
             // The kernel would take its time for these while somebody sends what the flow then overtakes, or
             // something is learned that makes it wrong.
             self.batch.flush(&self.ledger);
+            source.entry.answer_all();
         }
         source.plan.follow(&self.shared);
         source.handed_out &= self.shared.lanes.any_queued();

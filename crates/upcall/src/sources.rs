@@ -69,13 +69,56 @@ impl Registered {
         self.socket.as_ref()?.arrival_ns(taken.number)
     }
 
-    fn may_hold(&self, alike: usize) -> bool {
-        self.socket.as_ref().is_some_and(|socket| socket.may_hold(alike))
+    /// The reader's answers to all that it has read are sent, or it waits in a lane.
+    pub(crate) fn answer_all(&self) {
+        self.state.answer_all();
+        if let Some(socket) = &self.socket {
+            socket.answer_all();
+        }
+    }
+
+    /// Is something not answered that is like this, or anything at all?
+    fn may_hold(&self, alike: Option<usize>) -> bool {
+        self.socket.as_ref().is_some_and(|socket| socket.last_unanswered(alike).is_some())
+    }
+
+    /// Is it a socket beside `by`'s that flows may hop to?
+    fn is_rival_of(&self, by: &Self) -> bool {
+        self.carries == Carries::AnyFlow && self.id != by.id
+    }
+
+    /// Is it one with something older than this that is not answered?
+    fn holds_older(&self, by: &Self, sent_ns: u64) -> bool {
+        self.is_rival_of(by)
+            && self.oldest_unanswered_ns().is_some_and(|oldest_ns| oldest_ns < sent_ns)
+    }
+
+    /// The reading that takes the last of what [`Registered::may_hold`] tells of, or a later one: its reader may read
+    /// meanwhile.
+    fn last_reading(&self, alike: Option<usize>) -> Option<Fence> {
+        let socket = self.socket.as_ref()?;
+        // Until then it is not empty, so that each reading takes one. How many were taken is asked before how often it
+        // was read: the other way, what was read in between would be taken for two.
+        let before = socket.last_unanswered(alike)?.saturating_sub(socket.taken());
+        Some(Fence { source: self.id, through: self.state.reads() + before })
+    }
+
+    /// Is all answered up to the reading of this number, or all that came? What was lost has no reading.
+    fn has_answered(&self, read: u64) -> bool {
+        let all =
+            |socket: &Socket| socket.records_arrivals() && socket.last_unanswered(None).is_none();
+        self.state.has_answered(read)
+            || self.state.is_idle() && self.socket.as_deref().is_some_and(all)
     }
 
     /// When the kernel sent the first of what is there, likewise.
     pub(crate) fn oldest_ns(&self) -> Option<u64> {
         self.socket.as_ref()?.oldest_arrival_ns()
+    }
+
+    /// When the kernel sent the first of what is there or in somebody's hands, likewise.
+    fn oldest_unanswered_ns(&self) -> Option<u64> {
+        self.socket.as_ref()?.oldest_unanswered_ns()
     }
 
     /// Holds the reader off, to take what is in the socket in its stead.
@@ -141,7 +184,7 @@ impl HeldOff<'_> {
         }
         // If not, the reader says so at the end of its round, for these as well.
         if was_idle {
-            state.answer_all();
+            self.entry.answer_all();
         }
         all
     }
@@ -241,15 +284,27 @@ impl Registry {
             |e: &&Arc<Registered>| !e.state.is_idle() && !unread.iter().any(|u| u.id == e.id);
         let busy = rivals.iter().filter(is_read).map(|e| read(e));
         let gather = Gather {
-            id: self.gathers.fetch_add(1, Ordering::Relaxed) + 1,
+            id: self.next_gather(),
             busy: busy.chain(unread.iter().map(|e| open(e))).collect(),
             hold: (!unread.is_empty()).then(|| read(by)),
-            ordered: false,
+            ..Gather::default()
         };
         (gather, unread)
     }
 
-    /// Can nothing of a flow that is new be in the other sockets and older than what was taken so out of `by`'s?
+    /// Is anything not answered in a socket that flows of `by`'s may hop to, or in its reader's hands, as far as that is
+    /// told?
+    pub(crate) fn others_hold(&self, by: &Registered) -> bool {
+        if by.carries == Carries::OnePort || !self.tells.load(Ordering::Relaxed) {
+            return false;
+        }
+        let entries = self.entries.load();
+        let mut rivals = entries.iter().filter(|entry| entry.is_rival_of(by));
+        rivals.any(|entry| entry.may_hold(None))
+    }
+
+    /// Can nothing of a flow be in the other sockets, or in the hands of their readers, and older than
+    /// what was taken so out of `by`'s?
     /// `key` is that of all its packets, if they have one.
     pub(crate) fn is_first(&self, by: &Registered, taken: Taken, key: Option<&[u8]>) -> bool {
         if by.carries == Carries::OnePort {
@@ -257,15 +312,36 @@ impl Registry {
         }
         let Some(sent_ns) = by.sent_ns(taken) else { return true };
         let entries = self.entries.load();
-        let is_rival =
-            |entry: &&Arc<Registered>| entry.carries == Carries::AnyFlow && entry.id != by.id;
-        let is_older = |entry: &&Arc<Registered>| entry.oldest_ns().is_some_and(|ns| ns < sent_ns);
-        let mut older = entries.iter().filter(is_rival).filter(is_older).peekable();
+        let mut older = entries.iter().filter(|entry| entry.holds_older(by, sent_ns)).peekable();
         if older.peek().is_none() {
             return true;
         }
         let alike = key.map(|key| ALIKE.bucket(key));
-        !older.any(|entry| alike.is_none_or(|alike| entry.may_hold(alike)))
+        !older.any(|entry| entry.may_hold(alike))
+    }
+
+    /// What an upcall that was taken so out of `by`'s waits for in the other sockets: the readings that bring what may
+    /// be an older packet of its flow, of which each has this `key`, if it has one. Takes nothing out, however much is
+    /// there. `None` where it is not known when upcalls were sent.
+    pub(crate) fn older(
+        &self,
+        by: &Registered,
+        taken: Taken,
+        key: Option<&[u8]>,
+    ) -> Option<Gather> {
+        let sent_ns = by.sent_ns(taken)?;
+        let entries = self.entries.load();
+        let mut older = entries.iter().filter(|entry| entry.holds_older(by, sent_ns)).peekable();
+        if older.peek().is_none() {
+            return Some(Gather { older: true, ..Gather::default() });
+        }
+        let alike = key.map(|key| ALIKE.bucket(key));
+        let busy = older.filter_map(|entry| entry.last_reading(alike)).collect();
+        Some(Gather { id: self.next_gather(), busy, older: true, ..Gather::default() })
+    }
+
+    fn next_gather(&self) -> u64 {
+        self.gathers.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// What upcalls that are like one with this key have in common, where it is told what comes.
@@ -273,10 +349,10 @@ impl Registry {
         if self.tells.load(Ordering::Relaxed) { ALIKE.bucket(key) } else { 0 }
     }
 
-    /// May something be in a socket that is like this ([`Registry::alike`])? `false` where that is not told.
+    /// May something be in a socket or in its reader's hands that is like this ([`Registry::alike`])? `false` where that is not told.
     pub(crate) fn may_hold(&self, alike: usize) -> bool {
         self.tells.load(Ordering::Relaxed)
-            && self.entries.load().iter().any(|entry| entry.may_hold(alike))
+            && self.entries.load().iter().any(|entry| entry.may_hold(Some(alike)))
     }
 
     /// Which of the sockets, but those of `but`, has the oldest datagram, as far as that is known, and up to which
@@ -301,8 +377,7 @@ impl Registry {
 
     /// A gather that brings what it finds in the order of its arrival.
     pub(crate) fn ordered_gather(&self) -> Gather {
-        let id = self.gathers.fetch_add(1, Ordering::Relaxed) + 1;
-        Gather { id, ordered: true, ..Gather::default() }
+        Gather { id: self.next_gather(), ordered: true, ..Gather::default() }
     }
 
     /// The same, for an upcall that it takes out of `from` now. That waits for what the sockets' own readers
@@ -312,12 +387,13 @@ impl Registry {
         let entries = self.entries.load();
         let busy = entries.iter().filter(|entry| entry.id != from && !entry.state.is_idle());
         let busy = busy.map(|e| Fence { source: e.id, through: e.state.reads() });
-        Gather { id: gather.id, busy: busy.chain(own).collect(), hold: None, ordered: true }
+        let busy = busy.chain(own).collect();
+        Gather { id: gather.id, busy, ordered: true, ..Gather::default() }
     }
 
     /// Has all been read and answered that the fence waits for? What is gone was read empty before.
     pub(crate) fn passed(&self, fence: &Fence) -> bool {
-        self.get(fence.source).is_none_or(|entry| entry.state.has_answered(fence.through))
+        self.get(fence.source).is_none_or(|entry| entry.has_answered(fence.through))
     }
 }
 
@@ -421,14 +497,63 @@ mod tests {
         let mut take = |at: usize| {
             let (taken, datagram) = entries[at].take(|| sockets[at].0.recv(&mut buf));
             assert!(datagram.unwrap().is_some());
-            registry.is_first(&entries[at], taken, Some(&KEY))
+            taken
         };
-        assert_eq!([take(1), take(1), take(2), take(0)], [true, false, false, true]);
+        let is_first = |at: usize, taken| registry.is_first(&entries[at], taken, Some(&KEY));
+        let mut taken_first = |at| is_first(at, take(at));
+        assert_eq!([taken_first(1), taken_first(1), taken_first(2)], [true, false, false]);
+        let taken = take(0);
+        assert!(!is_first(0, taken), "what is older is in another reader's hands");
+        entries[1].answer_all();
+        assert!(is_first(0, taken));
+        for entry in &entries {
+            entry.answer_all();
+        }
         send(&[2, 0, 2]);
         let (at, until_ns) = Registry::oldest(&entries, &[]).unwrap();
         assert_eq!((at, entries[0].oldest_ns()), (2, Some(until_ns)));
         assert_eq!(Registry::oldest(&entries, &[entries[2].id]), Some((0, u64::MAX)));
         assert_eq!(Registry::oldest(&entries[1..2], &[]), None);
+    }
+
+    #[test]
+    fn a_new_flow_waits_for_the_reading_that_brings_the_last_that_is_like_it() {
+        let registry = Registry::default();
+        let sockets = [(); 2].map(|()| socket(&registry, Carries::AnyFlow));
+        if sockets.iter().any(|(socket, _)| socket.record_arrivals(ACK).is_err()) {
+            return eprintln!("skipped: this process may not load eBPF programs");
+        }
+        // With NLM_F_ECHO: of another flow.
+        let other = |at: usize| if at == 6 { 5 | 8 } else { NOOP[at] };
+        let other: [u8; 16] = std::array::from_fn(other);
+        let [(_, rival), (_, by)] = &sockets;
+        let mut buf = [0; 256];
+        let mut take = |at: usize| {
+            let (socket, entry) = &sockets[at];
+            let (taken, datagram) = entry.take(|| socket.recv(&mut buf));
+            (taken, datagram.unwrap().is_some())
+        };
+        // The first reading finds nothing.
+        assert!(!take(0).1);
+        for noop in [&other, &NOOP, &NOOP, &other] {
+            sockets[0].0.send(noop).unwrap();
+        }
+        sockets[1].0.send(&NOOP).unwrap();
+        let (taken, _) = take(1);
+        let busy = |key: Option<&[u8]>| registry.older(by, taken, key).unwrap().busy;
+        let fence = |through| Fence { source: rival.id, through };
+        assert_eq!(busy(Some(&KEY)), [fence(4)]);
+        assert_eq!(busy(None), [fence(5)]);
+        for is_passed in [false, false, true] {
+            take(0);
+            assert!(!registry.passed(&fence(4)) || is_passed, "it is in somebody's hands");
+            rival.answer_all();
+            assert_eq!(registry.passed(&fence(4)), is_passed);
+        }
+        assert_eq!((busy(Some(&KEY)), busy(None)), (vec![], vec![fence(5)]));
+        take(0);
+        rival.answer_all();
+        assert!(registry.passed(&fence(6)), "what was lost has no reading");
     }
 
     #[test]

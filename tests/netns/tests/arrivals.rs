@@ -62,9 +62,14 @@ fn send(
     std::thread::scope(|scope| scope.spawn(send).join()).expect("the sender does not panic")
 }
 
-/// The workers of CPUs 0 and 1 are kept while a new flow leaves packets there, in turn, and then comes to CPU 2,
-/// whose worker reads at once. Gives the order in which the handler saw them.
-fn seen(arrival_times: bool) -> anyhow::Result<Vec<u8>> {
+/// The CPU whose worker is not kept.
+const FREE: usize = 2;
+/// Packets of a turn.
+const TURN: u8 = 4;
+
+/// The workers of CPUs 0 and 1 are kept while a new flow sends a few packets from each of these CPUs in turn; that of
+/// CPU 2 reads at once. Gives the order in which the handler saw them.
+fn seen(turns: &[usize], arrival_times: bool) -> anyhow::Result<Vec<u8>> {
     let hosts = Hosts::new(2)?;
     let ports: Vec<String> = hosts.ports().map(str::to_owned).collect();
     hosts.switch.block_on(async || {
@@ -81,14 +86,16 @@ fn seen(arrival_times: bool) -> anyhow::Result<Vec<u8>> {
                 handler.kept.load(Ordering::Relaxed) > cpu as u64
             })?;
         }
-        for (turn, cpu) in [0, 1, 0, 1, 2].into_iter().enumerate() {
-            let first = 4 * turn as u8;
-            send(&hosts, cpu, 9, first..first + 4)?;
-        }
-        let begun = Instant::now();
-        while dispatcher.stats().await?.ledger.received < 2 + 4 {
-            ensure!(begun.elapsed() < SOON, "the worker of CPU 2 reads nothing");
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        let mut read = 2;
+        for (turn, cpu) in turns.iter().enumerate() {
+            let first = TURN * turn as u8;
+            send(&hosts, *cpu, 9, first..first + TURN)?;
+            read += u64::from(TURN) * u64::from(*cpu == FREE);
+            let begun = Instant::now();
+            while dispatcher.stats().await?.ledger.received < read {
+                ensure!(begun.elapsed() < SOON, "the worker of CPU {FREE} reads nothing");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
         }
         handler.is_open.store(true, Ordering::Relaxed);
         let stats = dispatcher.stop().await?;
@@ -99,20 +106,32 @@ fn seen(arrival_times: bool) -> anyhow::Result<Vec<u8>> {
     })?
 }
 
-#[test]
-fn what_nobody_has_read_comes_in_the_order_in_which_it_was_sent() -> TestResult {
-    const NAME: &str = "what_nobody_has_read_comes_in_the_order_in_which_it_was_sent";
+/// Seen in order with arrival times, and not without.
+fn check(name: &str, turns: &[usize]) -> TestResult {
     if !has_per_cpu() {
-        skip_ok(NAME, "this kernel dispatches by port alone (before 5.15)");
+        skip_ok(name, "this kernel dispatches by port alone (before 5.15)");
         return Ok(());
     }
-    if cpu::usable()?.len() < 3 {
-        skip_ok(NAME, "there are fewer than three CPUs");
+    if cpu::usable()?.len() <= FREE {
+        skip_ok(name, "there are fewer than three CPUs");
         return Ok(());
     }
-    let (in_order, timed, untimed) = ((0..20).collect::<Vec<u8>>(), seen(true)?, seen(false)?);
+    let in_order: Vec<u8> = (0..TURN * turns.len() as u8).collect();
+    let (timed, untimed) = (seen(turns, true)?, seen(turns, false)?);
     ensure!(timed == in_order, "{timed:?}");
     // What this test would be worth nothing without.
     ensure!(untimed != in_order && untimed.len() == in_order.len(), "{untimed:?}");
     Ok(())
+}
+
+#[test]
+fn what_nobody_has_read_comes_in_the_order_in_which_it_was_sent() -> TestResult {
+    const NAME: &str = "what_nobody_has_read_comes_in_the_order_in_which_it_was_sent";
+    check(NAME, &[0, 1, 0, 1, FREE])
+}
+
+#[test]
+fn a_flow_that_was_elsewhere_and_is_back_waits_for_what_it_left_there() -> TestResult {
+    const NAME: &str = "a_flow_that_was_elsewhere_and_is_back_waits_for_what_it_left_there";
+    check(NAME, &[FREE, 0, FREE, 1, FREE])
 }

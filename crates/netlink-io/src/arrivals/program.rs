@@ -10,7 +10,7 @@ pub(super) const RING: u64 = 8192;
 pub(super) const HEADER: usize = 8;
 /// Words behind it, by hash: which message with that hash is the last one, counted from 1.
 pub(super) const BUCKETS: usize = 1 << BUCKET_BITS;
-const BUCKET_BITS: u32 = 12;
+const BUCKET_BITS: u32 = 14;
 
 /// Bytes of an attribute that are hashed at most, as words.
 const WORDS_MAX: usize = 17;
@@ -37,7 +37,7 @@ impl Alike {
     }
 
     /// What messages that are alike have in common, of the attribute's value, as the program has it: less than
-    /// 4,096.
+    /// 16,384.
     pub fn bucket(self, value: &[u8]) -> usize {
         if value.is_empty() {
             return 0;

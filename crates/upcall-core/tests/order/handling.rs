@@ -90,7 +90,12 @@ impl Host {
             self.now_us.get()
         };
         let looked = OnceCell::new();
-        let look = |_| gather.unwrap_or_else(|| looked.get_or_init(|| self.gather(reading.by)));
+        let look = |before: Option<_>| {
+            let hopped_from = before.filter(|before| *before != id(reading.from));
+            let older = || self.older(reading).filter(|_| hopped_from.is_none());
+            let look = || older().unwrap_or_else(|| self.gather(reading.by));
+            gather.unwrap_or_else(|| looked.get_or_init(look))
+        };
         let placed = self.lanes.place(&arrival, now_us, look);
         match placed {
             Placed::Unfenced | Placed::Run => {
@@ -100,7 +105,7 @@ impl Host {
             Placed::Waits => {}
             Placed::Shed(_) => self.shed(packet),
         }
-        looked.into_inner()
+        looked.into_inner().filter(|gather| !gather.older)
     }
 
     fn decide_as_read(&mut self, packet: Packet, reading: Reading, wide: bool) {

@@ -109,7 +109,23 @@ impl Host {
             busy: busy.map(|at| if unread(&at) { open(at) } else { fence(at) }).collect(),
             hold: others().any(|at| unread(&at)).then(|| fence(by)),
             ordered: false,
+            older: false,
         }
+    }
+
+    /// What may be older than this upcall in other sockets, or their readers' hands, if it is known when it was sent.
+    pub(crate) fn older(&self, reading: Reading) -> Option<Gather> {
+        let sent_ns = reading.sent_ns?;
+        self.gathers.set(self.gathers.get() + 1);
+        let sockets = self.sockets.borrow();
+        let fence = |at: usize| {
+            let socket = &sockets[at];
+            let older = socket.queue.iter().filter(|packet| self.sent[*packet] < sent_ns).count();
+            let through = socket.state.reads() + older as u64;
+            (older > 0 || !socket.state.is_idle()).then(|| Fence { source: id(at), through })
+        };
+        let busy = (0..SOCKETS).filter(|at| *at != reading.from).filter_map(fence).collect();
+        Some(Gather { id: self.gathers.get(), busy, older: true, ..Gather::default() })
     }
 
     /// The reader of `by` takes what is in the sockets, its own first.
@@ -152,7 +168,13 @@ impl Host {
         let sockets = self.sockets.borrow();
         let busy = (0..SOCKETS).filter(|at| !sockets[*at].state.is_idle());
         let fence = |at: usize| Fence { source: id(at), through: sockets[at].state.reads() };
-        Gather { id: gather, busy: busy.map(fence).collect(), hold: None, ordered: true }
+        Gather {
+            id: gather,
+            busy: busy.map(fence).collect(),
+            hold: None,
+            ordered: true,
+            older: false,
+        }
     }
 
     pub(crate) fn take_in_order(&mut self) {

@@ -31,7 +31,9 @@ pub(super) struct Reading<'a> {
     pub(super) taken: Taken,
     /// Where installs wait; `None` if another worker's socket was read.
     pub(super) plan: Option<&'a mut Plan>,
-    /// Is the flow of the upcall at hand new, and are older packets, perhaps of it, in other sockets?
+    /// Was something in other sockets a moment ago?
+    pub(super) others_hold: bool,
+    /// May older packets of the upcall at hand's flow be in other sockets?
     pub(super) in_doubt: bool,
     /// Upcalls wait for any worker even if they could be handled at once.
     pub(super) defer: bool,
@@ -70,7 +72,16 @@ impl<'a> Reading<'a> {
         // What is part of a gather was looked for already.
         let is_first =
             || self.gather.is_some() || shared.sources.is_first(self.entry, self.taken, key);
-        let (lane, claim) = shared.lanes.claim(flow, self.entry.id, now, is_first);
+        let mut is_known = true;
+        let is_first_of_new = || {
+            is_known = false;
+            is_first()
+        };
+        let (lane, mut claim) = shared.lanes.claim(flow, self.entry.id, now, is_first_of_new);
+        // The flow may have been elsewhere and be back.
+        if self.others_hold && is_known && claim == Claim::Run && !is_first() {
+            claim = Claim::Doubt;
+        }
         self.in_doubt = claim == Claim::Doubt;
         (lane, claim)
     }

@@ -3,15 +3,35 @@
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use upcall_core::{Gather, Late, Placed, Refusal};
+use upcall_core::{Gather, Late, Placed, Refusal, SourceId};
 
 use super::intake::Reading;
 use super::{DATAGRAM_MAX, DEFERRED_MAX, Engine};
 use crate::Upcall;
+use crate::shared::Shared;
 use crate::sources::{HeldOff, Registered};
 
 /// Datagrams that one gather takes at most: more than a socket holds by default.
 pub(super) const GATHERED_MAX: usize = 4 * DEFERRED_MAX;
+
+impl Reading<'_> {
+    /// What the upcall waits for of a flow that came by socket `before`, and sockets with something to take out.
+    fn look(
+        &self,
+        shared: &Shared,
+        upcall: &Upcall<'_>,
+        before: Option<SourceId>,
+    ) -> (Gather, Vec<Arc<Registered>>) {
+        let hopped_from = before.filter(|before| *before != self.entry.id);
+        if hopped_from.is_none() {
+            let key = shared.lane_key.is_one_key(upcall.key).then_some(upcall.wire.key);
+            if let Some(older) = shared.sources.older(self.entry, self.taken, key) {
+                return (older, Vec::new());
+            }
+        }
+        shared.sources.gather(self.entry, before)
+    }
+}
 
 impl Engine {
     /// Brings an upcall to the queue; `true` if it is to be handled at once.
@@ -30,10 +50,10 @@ impl Engine {
             &arrival,
             || shared.now_us(),
             |before| {
-                if before.is_some() {
+                if before.is_some_and(|before| before != reading.entry.id) {
                     shared.hopped(reading.entry);
                 }
-                let look = || shared.sources.gather(reading.entry, before);
+                let look = || reading.look(&shared, upcall, before);
                 reading.gather.unwrap_or_else(|| &looked.get_or_init(look).0)
             },
         );
@@ -117,6 +137,7 @@ impl Engine {
                 entry,
                 taken,
                 plan: None,
+                others_hold: false,
                 in_doubt: false,
                 defer: true,
                 tally: None,
