@@ -37,7 +37,8 @@ const UNREAD_WAITS: u64 = 4;
 /// Bounds of an [`InstallPlan`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InstallLimits {
-    /// Installs that may wait; one more is given up, and the flow's next upcall asks again.
+    /// Installs that may wait; one more is given up, and the flow's next upcall asks again. With the silence below,
+    /// 1,024 are 100,000 new flows a second.
     pub pending_max: usize,
     /// Upcalls of its flow that an install may be put off for: more than a burst has.
     pub upcalls_max: u16,
@@ -48,8 +49,8 @@ pub struct InstallLimits {
     /// packets of its flow are known to be unread.
     pub wait_us_max: u64,
     /// Time without an upcall of its flow for which an install waits while there is traffic
-    /// ([`Observed::busy`]), in microseconds: longer than a sender that is sending is kept from it. No longer
-    /// asked for after 32 upcalls.
+    /// ([`Observed::busy`]), in microseconds: longer than a sender that is sending is kept from it, which is two ticks
+    /// of a scheduler at 250 Hz. No longer asked for after 32 upcalls.
     pub silence_us: u64,
     /// Time between two upcalls of a flow that makes them packets with a pause, in microseconds: longer than a
     /// sender takes from one packet of a burst to the next.
@@ -67,7 +68,7 @@ impl Default for InstallLimits {
             upcalls_max: 128,
             rounds_max: 64,
             wait_us_max: 50_000,
-            silence_us: 2_000,
+            silence_us: 10_000,
             pause_us: 200,
             recent_max: 1024,
             recent_us: 100_000,

@@ -284,6 +284,7 @@ proptest! {
         let limits = InstallLimits {
             rounds_max: 3,
             wait_us_max: 9_000,
+            silence_us: 2_000,
             recent_us: 0,
             ..InstallLimits::default()
         };
