@@ -53,7 +53,7 @@ pub struct InstallLimits {
     /// of a scheduler at 250 Hz. No longer asked for after 32 upcalls.
     pub silence_us: u64,
     /// Time between two upcalls of a flow that makes them packets with a pause, in microseconds: longer than a
-    /// sender takes from one packet of a burst to the next.
+    /// sender takes from one packet of a burst to the next, where a worker that has its CPU in between is slow.
     pub pause_us: u64,
     /// Flows remembered after their installation was sent, to know stragglers.
     pub recent_max: usize,
@@ -69,7 +69,7 @@ impl Default for InstallLimits {
             rounds_max: 64,
             wait_us_max: 50_000,
             silence_us: 10_000,
-            pause_us: 200,
+            pause_us: 1_000,
             recent_max: 1024,
             recent_us: 100_000,
         }

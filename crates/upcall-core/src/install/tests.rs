@@ -194,7 +194,7 @@ fn what_a_reader_took_of_more_did_not_come_alone() {
     end_round(&mut plan, 0);
     let mut now_us = 0;
     let mut alone = |plan: &mut InstallPlan, drained| {
-        now_us += 500;
+        now_us += 1_500;
         plan.touch(1);
         end_round_with(plan, now_us, false);
         end_round_with(plan, now_us + 50, drained)
