@@ -143,6 +143,11 @@ impl Arrivals {
         self.written().checked_sub(number).is_some_and(|newer| (1..RING - 1).contains(&newer))
     }
 
+    /// Is it known that all messages that came are answered?
+    pub(crate) fn all_answered(&self) -> bool {
+        !self.is_unsure.load(Ordering::Relaxed) && self.written() <= self.answered()
+    }
+
     /// Messages that came so far, counted from 1: the last one with this hash of its attribute, or the last of all, if
     /// it is not answered. No answer where it would be one for most.
     pub(crate) fn last_unanswered(&self, bucket: Option<usize>) -> Option<u64> {
@@ -292,6 +297,7 @@ mod tests {
         let empty = |socket: &Socket| while socket.recv(&mut [0; 256]).unwrap().is_some() {};
         for _ in 0..2 {
             socket.send(&NOOP).unwrap();
+            assert!(!socket.all_answered());
             assert_eq!(
                 (socket.arrival_ns(socket.taken()), socket.oldest_arrival_ns()),
                 (None, None)

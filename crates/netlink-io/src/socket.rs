@@ -196,6 +196,12 @@ impl Socket {
         }
     }
 
+    /// Is it known that all datagrams that came are answered? `false` where arrivals are not recorded, and while a
+    /// filter is in between.
+    pub fn all_answered(&self) -> bool {
+        self.arrivals.get().is_some_and(Arrivals::all_answered)
+    }
+
     /// May a datagram not be answered, whether it was taken out or not, that is like others ([`Alike::bucket`])?
     /// There may be none, but if there is one, this is true; but where arrivals are not recorded, a filter was in
     /// between, or there are more than 4,096.

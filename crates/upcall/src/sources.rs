@@ -105,10 +105,8 @@ impl Registered {
 
     /// Is all answered up to the reading of this number, or all that came? What was lost has no reading.
     fn has_answered(&self, read: u64) -> bool {
-        let all =
-            |socket: &Socket| socket.records_arrivals() && socket.last_unanswered(None).is_none();
         self.state.has_answered(read)
-            || self.state.is_idle() && self.socket.as_deref().is_some_and(all)
+            || self.state.is_idle() && self.socket.as_ref().is_some_and(|s| s.all_answered())
     }
 
     /// When the kernel sent the first of what is there, likewise.

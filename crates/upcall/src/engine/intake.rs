@@ -78,8 +78,9 @@ impl<'a> Reading<'a> {
             is_first()
         };
         let (lane, mut claim) = shared.lanes.claim(flow, self.entry.id, now, is_first_of_new);
-        // The flow may have been elsewhere and be back.
-        if self.others_hold && is_known && claim == Claim::Run && !is_first() {
+        // The flow may have been elsewhere and be back. Without a key anything would be taken for it.
+        let may_be_back = is_known && self.others_hold && key.is_some();
+        if may_be_back && claim == Claim::Run && !is_first() {
             claim = Claim::Doubt;
         }
         self.in_doubt = claim == Claim::Doubt;

@@ -22,12 +22,16 @@ impl Reading<'_> {
         upcall: &Upcall<'_>,
         before: Option<SourceId>,
     ) -> (Gather, Vec<Arc<Registered>>) {
-        let hopped_from = before.filter(|before| *before != self.entry.id);
-        if hopped_from.is_none() {
-            let key = shared.lane_key.is_one_key(upcall.key).then_some(upcall.wire.key);
-            if let Some(older) = shared.sources.older(self.entry, self.taken, key) {
-                return (older, Vec::new());
-            }
+        let key = shared.lane_key.is_one_key(upcall.key).then_some(upcall.wire.key);
+        let older = |key| shared.sources.older(self.entry, self.taken, key);
+        if before == Some(self.entry.id) {
+            // Without a key anything would be taken for its flow.
+            return (key.and_then(|key| older(Some(key))).unwrap_or_default(), Vec::new());
+        }
+        if before.is_none()
+            && let Some(older) = older(key)
+        {
+            return (older, Vec::new());
         }
         shared.sources.gather(self.entry, before)
     }
