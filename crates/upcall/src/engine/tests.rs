@@ -96,7 +96,7 @@ impl Bench {
         shared.set_ports(Ports::new(ports.to_vec()));
         let ledger = Arc::new(Ledger::default());
         let entry = shared.sources.add(None, Carries::AnyFlow).unwrap();
-        let source = Source::new(entry, Limits::default().install);
+        let source = Source::new(entry, limits.install);
         let tx = Arc::new(Socket::open().unwrap());
         let mut engine = Engine::new(shared, ledger.clone(), in_flight.slot().unwrap(), tx);
         // However busy the machine is.

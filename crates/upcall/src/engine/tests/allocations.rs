@@ -28,10 +28,10 @@ fn an_upcall_in_steady_state_allocates_nothing() {
         rounds(8);
         let mut received = 0;
         let made = measure(|| received = rounds(16));
-        assert_eq!(made.count_total, 0, "{install:?}: {made:?}");
+        let ledger = bench.ledger.snapshot();
+        assert_eq!(made.count_total, 0, "{install:?}: {made:?} {ledger:?}");
         // The rounds were what they are meant to be.
         assert_eq!(received, 16 * ROUND_MAX);
-        let ledger = bench.ledger.snapshot();
         assert_eq!(ledger.executed, ledger.received, "{install:?}");
         let (known, flows) =
             (ledger.duplicate_misses + ledger.install_stragglers, ledger.flows_put);
