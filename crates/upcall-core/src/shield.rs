@@ -6,8 +6,7 @@
 //! takes room. All other ports get the room that is left, and a short queue.
 //!
 //! * *Named* is a port with more than its fair share of what is read, when the backlog passes a part
-//!   of the buffer, or never gets short for a while: a burst is what the buffer is for, but behind a queue that
-//!   stays everybody waits. Fair is the share with one port more than there are: a newcomer finds room, and a
+//!   of the buffer. Fair is the share with one port more than there are: a newcomer finds room, and a
 //!   port that takes no more than that is never named, whatever the others do.
 //! * *Admitted* is the same number of upcalls a second of each named port, the *level*: port by port
 //!   the share is the level over what arrives, which is what was read over the share it was admitted
@@ -93,8 +92,6 @@ pub struct StormShield {
     window_start_us: u64,
     /// What was queued when the window started.
     window_start: u32,
-    /// The least that a round of it left behind.
-    window_low: u32,
     /// Upcalls of the window up to the last round, and those read in rounds that left some behind.
     window_read: u32,
     window_behind: u32,
@@ -116,7 +113,6 @@ impl Default for StormShield {
             capacity: 0.0,
             window_start_us: 0,
             window_start: 0,
-            window_low: 0,
             window_read: 0,
             window_behind: 0,
             counting: false,
@@ -155,17 +151,11 @@ impl StormShield {
         if self.is_up() {
             return self.tick(now_us, tally, Some(backlog));
         }
-        self.window_low = self.window_low.min(backlog.queued_bytes);
-        let elapsed_us = now_us.saturating_sub(self.window_start_us);
-        if elapsed_us < WINDOW_US || tally.total() < WINDOW_UPCALLS {
-            return false;
+        let old = now_us.saturating_sub(self.window_start_us) >= WINDOW_US;
+        if old && tally.total() >= WINDOW_UPCALLS {
+            self.restart(now_us, tally, backlog.queued_bytes);
         }
-        let stands = self.stands(tally, seconds(elapsed_us));
-        if stands {
-            self.shorten(now_us, tally, backlog);
-        }
-        self.restart(now_us, tally, backlog.queued_bytes);
-        stands && self.is_up()
+        false
     }
 
     /// Is a port shielded against, or was a moment ago?
@@ -203,7 +193,6 @@ impl StormShield {
         self.counting = true;
         self.window_start_us = now_us;
         self.window_start = queued_bytes;
-        self.window_low = queued_bytes;
         self.window_read = 0;
         self.window_behind = 0;
     }
@@ -230,25 +219,6 @@ impl StormShield {
         }
         let alone = tally.ports().nth(1).is_none();
         backlog.exceeds(if alone { 0.75 } else { 0.25 })
-    }
-
-    /// With others to protect: has the queue been longer than is aimed at for the whole window?
-    fn stands(&self, tally: &PortTally, seconds: f64) -> bool {
-        let low = f64::from(self.window_low) / UPCALL_BYTES;
-        let aim = (f64::from(tally.total()) / seconds * QUEUE_S).max(QUEUE_MIN);
-        tally.ports().nth(1).is_some() && low > aim
-    }
-
-    /// Names the ports that a queue is of which stays. There is room: it is steered from here on.
-    fn shorten(&mut self, now_us: u64, tally: &PortTally, backlog: Backlog) {
-        let seconds = seconds(now_us.saturating_sub(self.window_start_us));
-        self.capacity = f64::from(tally.total()) / seconds;
-        self.name(tally, seconds, backlog);
-        let besides = self.besides(tally, seconds, |_| true);
-        self.set_level(Some(backlog), besides);
-        for flooder in &mut self.flooders {
-            flooder.admit = share(self.level, flooder.arrivals);
-        }
     }
 
     /// Names ports, or lowers the level if there is none to name.
