@@ -202,15 +202,10 @@ impl Socket {
         self.arrivals.get().is_some_and(Arrivals::all_answered)
     }
 
-    /// May a datagram not be answered, whether it was taken out or not, that is like others ([`Alike::bucket`])?
-    /// There may be none, but if there is one, this is true; but where arrivals are not recorded, a filter was in
-    /// between, or there are more than 4,096.
-    pub fn may_hold(&self, bucket: usize) -> bool {
-        self.last_unanswered(Some(bucket)).is_some()
-    }
-
-    /// The number of the last of these, counted from 1: so many were taken out when it was. The last of all without
-    /// a `bucket`.
+    /// The number, counted from 1, of the last datagram that is not answered, whether it was taken out or not, and is
+    /// like others ([`Alike::bucket`]); of the last of all without a `bucket`. There may be none that is like them, but
+    /// if there is one, this is some; but where arrivals are not recorded, a filter was in between, or, with a
+    /// `bucket`, there are more than 4,096.
     pub fn last_unanswered(&self, bucket: Option<usize>) -> Option<u64> {
         self.arrivals.get()?.last_unanswered(bucket)
     }

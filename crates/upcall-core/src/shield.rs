@@ -335,8 +335,12 @@ impl StormShield {
         } else {
             self.capacity += (read - self.capacity) / 4.0;
         }
-        let besides = self.besides(tally, seconds, |flooder| flooder.admit < 1.0);
-        self.set_level(backlog, besides);
+        let (others, count) = self.besides(tally, seconds, |flooder| flooder.admit < 1.0);
+        let excess = backlog.map_or(f64::NEG_INFINITY, |b| b.upcalls() - self.aim(b));
+        let spare =
+            (excess / SETTLE_S / self.capacity.max(LEVEL_MIN)).clamp(-FILL_MAX, SHORTEN_MAX);
+        let level = (self.capacity * (1.0 - spare) - others) / count;
+        self.level = level.max(self.capacity / 16.0 / count).max(LEVEL_MIN);
     }
 
     /// Upcalls a second of all ports but those that are limited, and how many these are, at least one.
@@ -349,14 +353,6 @@ impl StormShield {
         let limited = || self.flooders.iter().filter(|flooder| is_limited(flooder));
         let theirs: f64 = limited().map(|flooder| f64::from(tally.of(flooder.port))).sum();
         ((f64::from(tally.total()) - theirs) / seconds, limited().count().max(1) as f64)
-    }
-
-    fn set_level(&mut self, backlog: Option<Backlog>, (others, count): (f64, f64)) {
-        let excess = backlog.map_or(f64::NEG_INFINITY, |b| b.upcalls() - self.aim(b));
-        let spare =
-            (excess / SETTLE_S / self.capacity.max(LEVEL_MIN)).clamp(-FILL_MAX, SHORTEN_MAX);
-        let level = (self.capacity * (1.0 - spare) - others) / count;
-        self.level = level.max(self.capacity / 16.0 / count).max(LEVEL_MIN);
     }
 
     /// What is read was queued before the shares were set: nothing is to be learned from it, but that
