@@ -40,10 +40,10 @@ macro_rules! stages {
 }
 
 stages! {
-    /// What is known of an upcall's wait in its socket, which the kernel does not tell: from the wake-up
-    /// that said there was something, or from the end of the round that left it there, to the beginning
-    /// of the one that read it. It was sent before that. Of the first upcall of a round, for one wake-up
-    /// in 16, and for every round on a socket that the one before did not read empty.
+    /// What is known of an upcall's wait in its socket, to the beginning of the round that read it: from when
+    /// the kernel sent it, where sockets record that; else from the wake-up that said there was something, or from the
+    /// end of the round that left it there, and it was sent before that. Of the first upcall of a round, for one
+    /// wake-up in 16, and for every round on a socket that the one before did not read empty.
     queued_socket,
     /// In the queue of lanes, from its reading to its turn. Of all that waited there.
     queued_lane,

@@ -240,7 +240,7 @@ impl Engine {
         (self.first_flow, self.other_flows) = (None, 0);
         source.plan.follow(&self.shared);
         source.handed_out |= source.spread;
-        let unread_since_us = source.unread_since_us.take();
+        let unread_since_us = self.unread_since_us(source);
         let max = source.round_max();
         let read = self.read(source, max, tally, recv);
         let received = read.as_ref().map_or(0, |read| read.received);
@@ -265,6 +265,13 @@ impl Engine {
             self.help();
         }
         read
+    }
+
+    /// Since when there is something in the socket, as far as that is known, if it is to be measured.
+    fn unread_since_us(&self, source: &mut Source) -> Option<u64> {
+        let told_us = source.unread_since_us.take()?;
+        let sent_ns = source.entry.oldest_ns();
+        Some(sent_ns.map_or(told_us, |ns| self.shared.clock.of_kernel_ns(ns)))
     }
 
     fn begin(&mut self) {

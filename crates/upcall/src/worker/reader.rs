@@ -77,7 +77,7 @@ impl Reader {
                 return Ok(());
             }
         }
-        self.desk.wakes.last_us().iter().for_each(|at_us| self.source.borrow_mut().told_of(*at_us));
+        self.told();
         let mut again = false;
         loop {
             match self.round(|buf| ready.try_recv(buf))? {
@@ -95,9 +95,17 @@ impl Reader {
                     let readable = tokio::time::timeout(pause, self.socket.readable());
                     if let Ok(readable) = readable.await {
                         ready = readable?;
+                        self.told();
                     }
                 }
             }
+        }
+    }
+
+    /// A wake-up told of something in the socket.
+    fn told(&self) {
+        if let Some(at_us) = self.desk.wakes.last_us() {
+            self.source.borrow_mut().told_of(at_us);
         }
     }
 
