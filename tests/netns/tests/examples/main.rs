@@ -45,9 +45,10 @@ fn hub() -> TestResult {
         ensure!(fabric.reach(2, &frame(3, 1, number))? == [0, 1], "frame {number}");
     }
     let counted = hub.stop()?;
-    // Two hundred and more frames, most of them by a flow for each of three ports.
+    // Two hundred and more frames, most of them by a flow for each of three ports: one that is never silent is
+    // installed behind 32 upcalls.
     ensure!((1..=3).contains(&counted.installed), "{counted:?}");
-    ensure!(counted.received < 50 && counted.shed == 0, "{counted:?}");
+    ensure!(counted.received < 100 && counted.shed == 0, "{counted:?}");
     Ok(())
 }
 
