@@ -270,7 +270,7 @@ fn host_cpus() -> u32 {
 /// What is measured is built as users get it.
 fn programs() -> Result<Vec<(PathBuf, String)>> {
     let small = build::target_dir()?.join("stripped-release");
-    let built = build::release_binaries(&["upcalld", "bench"])?;
+    let built = build::release_binaries()?;
     built
         .iter()
         .map(|b| Ok((build::stripped(&b.file, &small)?, format!("/bin/{}", b.name))))

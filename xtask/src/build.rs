@@ -7,18 +7,28 @@ use cargo_metadata::{Artifact, Message, TargetKind};
 use std::ffi::OsString;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// Everything that runs in a guest is built for this target: static, one file.
 pub(crate) const MUSL: &str = "x86_64-unknown-linux-musl";
+
+/// The package whose tests need a real kernel.
+pub(crate) const REAL_KERNEL_TESTS: &str = "netns-tests";
 
 /// A program that was built.
 #[derive(Debug, Clone)]
 pub(crate) struct Built {
     pub(crate) package: String,
     pub(crate) name: String,
-    pub(crate) is_example: bool,
+    pub(crate) kind: Kind,
     pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Program,
+    Example,
+    Test,
 }
 
 pub(crate) fn rustc() -> OsString {
@@ -44,30 +54,38 @@ pub(crate) fn binaries(packages: &[&str], target: Option<&str>) -> Result<Vec<Bu
     executables(command, target)
 }
 
-/// The daemon and the library's examples, for `target` or this machine: what tests run. In one build,
-/// because what they share is then built once.
-pub(crate) fn products(target: Option<&str>) -> Result<Vec<Built>> {
+/// The tests of real kernels, and the daemon and the library's examples that they run, for `target` or this
+/// machine, by their names. In one build: what they share would be built again with other features.
+pub(crate) fn for_kernels(target: Option<&str>) -> Result<Vec<Built>> {
     let mut command = cmd::cargo();
-    command.args(["build", "--bins", "--examples", "--package", "upcalld", "--package", "upcall"]);
-    command.args(PROFILE);
-    executables(command, target)
-}
-
-/// Binaries of packages as users get them, static for a guest: what is measured.
-pub(crate) fn release_binaries(packages: &[&str]) -> Result<Vec<Built>> {
-    let mut command = cmd::cargo();
-    command.args(["build", "--bins", "--release"]);
-    for package in packages {
+    command.arg("build").args(PROFILE).args(["--bins", "--examples", "--test", "*"]);
+    for package in ["upcalld", "upcall", REAL_KERNEL_TESTS] {
         command.args(["--package", package]);
     }
-    executables(command, Some(MUSL))
+    let mut built = executables(command, target)?;
+    built.retain(|built| built.kind != Kind::Test || built.package == REAL_KERNEL_TESTS);
+    Ok(built)
 }
 
-/// The test binaries of a package, in the order of their names.
-pub(crate) fn tests(package: &str, target: Option<&str>) -> Result<Vec<Built>> {
-    let mut command = cmd::cargo();
-    command.args(["test", "--no-run", "--package", package]).args(PROFILE);
-    executables(command, target)
+/// What is measured, as users get it, static for a guest.
+pub(crate) fn release_binaries() -> Result<Vec<Built>> {
+    executables(release_command(cmd::cargo()), Some(MUSL))
+}
+
+/// Begins to build the same in what time others leave: they do not notice, and whoever asks for it waits for less.
+/// `None` where nothing can be run so.
+pub(crate) fn release_ahead() -> Option<Child> {
+    let mut command = Command::new(cmd::find("chrt")?);
+    command.args(["--idle", "0"]).arg(cmd::cargo().get_program()).current_dir(cmd::workspace());
+    let mut command = release_command(command);
+    command.args(["--quiet", "--target", MUSL]);
+    // What is wrong with it is told when it is asked for.
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()
+}
+
+fn release_command(mut cargo: Command) -> Command {
+    cargo.args(["build", "--bins", "--release", "--package", "upcalld", "--package", "bench"]);
+    cargo
 }
 
 /// Runs a cargo command that builds, and gives the programs it made.
@@ -98,10 +116,16 @@ pub(crate) fn executables(mut command: Command, target: Option<&str>) -> Result<
 
 fn executable(artifact: Artifact) -> Option<Built> {
     let file = artifact.executable?.into_std_path_buf();
-    // Beside each integration test cargo also builds the package's programs.
-    let is_example = artifact.target.kind.contains(&TargetKind::Example);
-    let is_program = is_example || artifact.target.kind.contains(&TargetKind::Bin);
-    let wanted = artifact.profile.test || is_program;
+    let kinds = &artifact.target.kind;
+    let kind = if kinds.contains(&TargetKind::Example) {
+        Kind::Example
+    } else if artifact.profile.test {
+        Kind::Test
+    } else if kinds.contains(&TargetKind::Bin) {
+        Kind::Program
+    } else {
+        return None;
+    };
     // `path+file:///…/tests/netns#netns-tests@0.1.0`, or `…/crates/upcalld#0.1.0`.
     let id = artifact.package_id.repr;
     let (path, fragment) = id.rsplit_once('#')?;
@@ -109,7 +133,7 @@ fn executable(artifact: Artifact) -> Option<Built> {
         || path.rsplit('/').next().unwrap_or_default().to_owned(),
         |(name, _)| name.to_owned(),
     );
-    wanted.then_some(Built { package, name: artifact.target.name, is_example, file })
+    Some(Built { package, name: artifact.target.name, kind, file })
 }
 
 /// A copy without debug information, for the initramfs; the file itself where `strip` is missing.

@@ -1,5 +1,6 @@
 //! `cargo xtask soak`: everything at once on a real kernel with real races, for a long time.
 
+use crate::build::Kind;
 use crate::cmd::say;
 use crate::guest::{self, Guest};
 use crate::kernels::Origin;
@@ -9,8 +10,7 @@ use anyhow::{Context, Result};
 use guest_init::protocol::Job;
 use std::time::Duration;
 
-/// The package and test that soak; short in `cargo xtask test`.
-const PACKAGE: &str = "netns-tests";
+/// The test that soaks; short in `cargo xtask test`.
 const TEST: &str = "soak";
 /// Tells the test how long, in seconds.
 const DURATION_VAR: &str = "UPCALL_SOAK_S";
@@ -38,9 +38,9 @@ pub(crate) fn run(args: &Args) -> Result<i32> {
     let kernels = vm::chosen(&args.kernel, &args.origin)?;
     let kernel = kernels.first().context("no kernel named")?;
     say!("building the test");
-    let tests = build::tests(PACKAGE, Some(build::MUSL))?;
-    let test = tests.iter().find(|test| test.package == PACKAGE && test.name == TEST);
-    let test = test.with_context(|| format!("{PACKAGE} has no test {TEST}"))?;
+    let built = build::for_kernels(Some(build::MUSL))?;
+    let test = built.iter().find(|built| built.kind == Kind::Test && built.name == TEST);
+    let test = test.with_context(|| format!("{} has no test {TEST}", build::REAL_KERNEL_TESTS))?;
     let file = build::stripped(&test.file, &build::target_dir()?.join("stripped"))?;
     let path = format!("/bin/{TEST}");
     let mut env = guest::environment(None);

@@ -2,6 +2,7 @@
 
 mod groups;
 
+use crate::build::{self, Kind, REAL_KERNEL_TESTS};
 use crate::cmd::{self, say};
 use crate::guest::{self, Guest};
 use crate::kernels::{self, Kernel, Origin};
@@ -10,17 +11,18 @@ use crate::lines::Lines;
 use crate::report::{self, Stage};
 use crate::turns::in_turns;
 use crate::vm::MachineArgs;
-use crate::{bench, build, fuzz, host, models, setup};
-use anyhow::{Context, Result};
+use crate::{bench, fuzz, host, models, setup};
+use anyhow::{Context, Result, anyhow};
 use groups::Group;
 use guest_init::protocol::{Frame, Job};
 use std::io::{Read, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
-/// The package whose tests need a real kernel.
-const REAL_KERNEL_PACKAGE: &str = "netns-tests";
+/// Kernels by the names that they were asked for by, or why they cannot be had.
+type Wanted = Vec<(String, Result<Kernel>)>;
 /// Of a whole guest, which runs all test binaries.
 const GUEST_MARGIN: Duration = Duration::from_mins(1);
 
@@ -71,10 +73,11 @@ pub(crate) fn run(args: &Args) -> Result<i32> {
             stages.push(stage("loom", models::loom_cases));
         }
     }
+    let gate = args.filter.is_none() && !args.only_kernels && gate_kernel_is_wanted(args);
     if args.kernel != "none" || args.origin.kernel_dir.is_some() {
-        real_kernels(args, &mut stages);
+        real_kernels(args, gate, &mut stages);
     }
-    if args.filter.is_none() && !args.only_kernels && gate_kernel_is_wanted(args) {
+    if gate {
         stages.push(stage("gate", || bench::gate_cases(&args.origin)));
     }
     if let Some(file) = &args.junit {
@@ -120,7 +123,7 @@ fn stage(name: &str, cases: impl FnOnce() -> Result<Vec<Case>>) -> Stage {
 
 fn host_tests(filter: Option<&str>) -> Result<Vec<Case>> {
     let mut command = cmd::cargo();
-    command.args(["test", "--workspace", "--exclude", REAL_KERNEL_PACKAGE, "--no-fail-fast"]);
+    command.args(["test", "--workspace", "--exclude", REAL_KERNEL_TESTS, "--no-fail-fast"]);
     // Shown output is how a test that passes says that it was skipped.
     command.args(filter).args(["--", "--show-output"]);
     run_tests_here(&mut command, "")
@@ -149,27 +152,46 @@ pub(crate) fn run_tests_here(command: &mut Command, prefix: &str) -> Result<Vec<
     Ok(parser.finish(status.code().unwrap_or(-1)))
 }
 
-fn real_kernels(args: &Args, stages: &mut Vec<Stage>) {
+/// With the gate's build beside them: an emulated machine that waits leaves it time.
+fn real_kernels(args: &Args, gate: bool, stages: &mut Vec<Stage>) {
     if args.origin.kernel_dir.is_none() && host::can_switch() {
         stages.push(stage("this kernel", || this_kernel(args.filter.as_deref())));
     }
-    let mut groups = None;
+    let mut made = None;
     stages.push(stage("build for guests", || {
         setup::for_guests()?;
-        groups = Some(groups::build(&args.origin, args.filter.as_deref(), args.require)?);
+        made = Some(make_ready(args)?);
         Ok(Vec::new())
     }));
-    let Some(groups) = groups else { return };
-    let kernels = kernels_of(args);
+    let Some((groups, kernels)) = made else { return };
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = args.jobs.map_or(cpus.min(2), |jobs| jobs as usize);
+    let ahead = gate.then(build::release_ahead).flatten();
+    let ends = [kernels.first(), kernels.last()].map(|end| end.map(|(name, _)| name));
     stages.extend(in_turns(jobs, &kernels, |(name, kernel)| match kernel {
-        Ok(kernel) => stage(&kernel.release, || on_kernel(args, kernel, &groups)),
+        Ok(kernel) => {
+            let at_end = ends.contains(&Some(name));
+            stage(&kernel.release, || on_kernel(args, kernel, &groups, at_end))
+        }
         Err(e) => cannot_be_had(name, args.require, e),
     }));
+    if let Some(mut ahead) = ahead {
+        // Whether it went well is seen when it is asked for.
+        let _ = ahead.wait();
+    }
 }
 
-fn kernels_of(args: &Args) -> Vec<(String, Result<Kernel>)> {
+/// Builds what runs in guests, and gets their kernels meanwhile.
+fn make_ready(args: &Args) -> Result<(Vec<Group>, Wanted)> {
+    thread::scope(|scope| {
+        let kernels = scope.spawn(|| kernels_of(args));
+        let groups = groups::build(&args.origin, args.filter.as_deref(), args.require)?;
+        let kernels = kernels.join().map_err(|_| anyhow!("getting kernels panicked"))?;
+        Ok((groups, kernels))
+    })
+}
+
+fn kernels_of(args: &Args) -> Wanted {
     if let Some(dir) = &args.origin.kernel_dir {
         return vec![("own".to_owned(), kernels::own(dir))];
     }
@@ -196,14 +218,14 @@ fn cannot_be_had(name: &str, require: bool, error: &anyhow::Error) -> Stage {
 
 /// Real-kernel tests in namespaces of this machine.
 fn this_kernel(filter: Option<&str>) -> Result<Vec<Case>> {
-    let programs = build::products(None)?;
-    let daemon = programs.iter().find(|built| built.name == "upcalld");
+    let built = build::for_kernels(None)?;
+    let daemon = built.iter().find(|b| b.kind == Kind::Program && b.name == "upcalld");
     let daemon = daemon.context("package upcalld builds no program upcalld")?;
-    let example = programs.iter().find(|built| built.is_example);
+    let example = built.iter().find(|b| b.kind == Kind::Example);
     let examples = example.and_then(|example| example.file.parent());
     let examples = examples.context("package upcall builds no example")?;
     let mut cases = Vec::new();
-    for test in build::tests(REAL_KERNEL_PACKAGE, None)? {
+    for test in built.iter().filter(|b| b.kind == Kind::Test) {
         let mut command = Command::new(&test.file);
         command.args(["--test-threads=1", "--show-output"]).args(filter);
         command.env("UPCALLD_BIN", &daemon.file).env("UPCALL_EXAMPLES", examples);
@@ -213,29 +235,31 @@ fn this_kernel(filter: Option<&str>) -> Result<Vec<Case>> {
 }
 
 /// One guest after the other for each group of tests; in each, all its binaries, one after the other.
-fn on_kernel(args: &Args, kernel: &Kernel, groups: &[Group]) -> Result<Vec<Case>> {
+fn on_kernel(args: &Args, kernel: &Kernel, groups: &[Group], at_end: bool) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for group in groups {
+        let tests = group.tests(at_end);
         cases.extend(match &group.lacks {
-            Some(why) => group.skipped(why),
-            None => in_a_guest(args, kernel, group)?,
+            _ if tests.is_empty() => Vec::new(),
+            Some(why) => Group::skipped(&tests, why),
+            None => in_a_guest(args, kernel, group, &tests)?,
         });
     }
     Ok(cases)
 }
 
-fn in_a_guest(args: &Args, kernel: &Kernel, group: &Group) -> Result<Vec<Case>> {
+fn in_a_guest(args: &Args, kernel: &Kernel, group: &Group, tests: &[String]) -> Result<Vec<Case>> {
     let env = guest::environment(group.debian.as_ref().map(|_| group.choice));
     let job = |test: &String| {
         let mut command = vec![test.clone(), "--test-threads=1".into(), "--nocapture".into()];
         command.extend(args.filter.clone());
         Job { argv: command, env: env.clone(), limit_s: args.timeout.as_secs() as u32 }
     };
-    let jobs: Vec<Job> = group.tests.iter().map(job).collect();
+    let jobs: Vec<Job> = tests.iter().map(job).collect();
     let shape = args.machine.shape(kernel, args.timeout + GUEST_MARGIN)?;
     let guest =
         Guest { kernel, shape, files: group.files.clone(), debian: group.debian.clone(), jobs };
-    let mut listener = Listener::new(&kernel.name, &group.tests);
+    let mut listener = Listener::new(&kernel.name, tests);
     let outcome = guest.run(&mut |frame| listener.frame(frame));
     Ok(listener.finish(outcome.err()))
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use ovs_features::cpu;
@@ -15,6 +16,9 @@ use crate::SOON;
 const PORT: u16 = 7000;
 /// Source port of the first flow; each flow has its own.
 const FIRST_SOURCE_PORT: u16 = 10_000;
+
+/// Time without an arrival behind the end of sending after which what is missing is lost, on a busy machine as well.
+const AT_REST: Duration = Duration::from_secs(8);
 
 /// Flows of a few packets each, one flow after the other, at a steady rate.
 #[derive(Clone, Debug)]
@@ -125,7 +129,7 @@ impl Traffic {
             self.receiver.expect(flow.into(), self.load.packets_per_flow);
         }
         // What does not come is told by the tally.
-        let _ = self.receiver.wait_received(self.load.packets(), SOON);
+        let _ = self.receiver.wait_received(self.load.packets(), AT_REST);
         Ok((self.receiver.stop()?, sent))
     }
 }

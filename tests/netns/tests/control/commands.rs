@@ -1,4 +1,4 @@
-//! Each command, on every kernel, with our client.
+//! Each command, with our client.
 
 use anyhow::{Context as _, Result, ensure};
 use netns_tests::{DATAPATH, Lab, SOON, TestResult, ctl, ctl_at, ctl_json, has_per_cpu};

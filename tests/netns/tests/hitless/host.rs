@@ -22,7 +22,7 @@ fn many_ports() -> usize {
 }
 
 /// How long the peer's tool runs again and again under traffic.
-const TOOL_TIME: Duration = Duration::from_secs(10);
+const TOOL_TIME: Duration = Duration::from_secs(4);
 
 /// All upcalls, so that none is spared by a flow.
 fn lab(mode: &str) -> Result<Lab> {

@@ -26,7 +26,7 @@ use crate::watch::Watch;
 
 /// How long, in seconds; also named by `cargo xtask soak`.
 const DURATION_VAR: &str = "UPCALL_SOAK_S";
-const SHORT: Duration = Duration::from_secs(12);
+const SHORT: Duration = Duration::from_secs(8);
 /// The flood is of ever new flows: beyond this they share lanes, and memory is what it was.
 const LANES: usize = 1_000_000;
 /// From one rest to the next.

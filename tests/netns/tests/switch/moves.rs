@@ -26,7 +26,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 /// Names how long this test runs, in seconds: `UPCALL_MOVES_SECONDS=300 cargo xtask test --filter moves::`, which
 /// passes it on to guests.
 const SECONDS: &str = "UPCALL_MOVES_SECONDS";
-const SECONDS_DEFAULT: u64 = 20;
+const SECONDS_DEFAULT: u64 = 8;
 
 fn vlan_of(host: usize) -> u16 {
     10 * (1 + (host % VLANS) as u16)
