@@ -14,7 +14,8 @@
 //! an install waits until its flow is silent, or has come alone and behind a pause twice in a row: then it goes
 //! in right behind the second, when the next one is farthest away. Once may be a sender that was kept from
 //! running within a burst. An upcall that came alone waits for nobody, and one that has seen many of its flow
-//! waits for an empty socket alone.
+//! waits for an empty socket alone. But flows are like those before them: where one of the last few came in a burst,
+//! one that came alone is taken for the first of another, whose sender was kept from running, and waits as well.
 //!
 //! Where it is told which flows may have packets unread, those wait for the reading of these as well: also when
 //! they have waited for so long that they do not wait for an empty socket any more.
@@ -30,6 +31,8 @@ const APART_MIN: u8 = 2;
 /// Upcalls of a flow that an install waits for silence, or for one that comes alone. A sender that gave no better
 /// time until then, with two packets each 0.8 ms for instance, is not going to.
 const PATIENT_MAX: u16 = 32;
+/// Flows in a row that must come alone behind one that came in a burst, until one is taken for alone at once.
+const LONE_MIN: u8 = 16;
 /// So many times the limit of time, an install waits while packets of its flow may be unread: who tells that may
 /// take others for them.
 const UNREAD_WAITS: u64 = 4;
@@ -119,6 +122,8 @@ struct Pending {
     put_off: bool,
     /// Has it been seen with others, of this flow or of any?
     busy: bool,
+    /// Is it taken for the first of a burst?
+    expecting: bool,
     /// The end of the last round with an upcall of the flow.
     touched_us: u64,
     /// Did that one come alone, behind a pause?
@@ -153,9 +158,14 @@ impl Pending {
         self.apart >= APART_MIN || self.silent_in_us(seen.now_us, limits) == 0
     }
 
+    /// Did its flow come in a burst?
+    fn is_burst(&self) -> bool {
+        self.upcalls > 1 && self.apart == 0
+    }
+
     /// For how long it still waits for silence.
     fn silent_in_us(&self, now_us: u64, limits: &InstallLimits) -> u64 {
-        let is_impatient = !self.busy || self.upcalls >= PATIENT_MAX;
+        let is_impatient = !(self.busy || self.expecting) || self.upcalls >= PATIENT_MAX;
         let wanted_us = if is_impatient { 0 } else { limits.silence_us };
         wanted_us.saturating_sub(now_us.saturating_sub(self.touched_us))
     }
@@ -212,6 +222,8 @@ pub struct InstallPlan {
     /// The messages of those that wait, with gaps where some went.
     bytes: Vec<u8>,
     spare: Vec<u8>,
+    /// Flows that are still to come alone before one is taken for alone.
+    bursts: u8,
     recent: HashTable<(u64, u64)>,
     recent_order: VecDeque<(u64, u64)>,
 }
@@ -225,6 +237,7 @@ impl InstallPlan {
             index: HashTable::new(),
             bytes: Vec::new(),
             spare: Vec::new(),
+            bursts: 0,
             recent: HashTable::new(),
             recent_order: VecDeque::new(),
         }
@@ -254,6 +267,7 @@ impl InstallPlan {
         }
         self.forget(now_us);
         if self.recent.find(flow, |(f, _)| *f == flow).is_some() {
+            self.bursts = LONE_MIN;
             return Ok(Offer::Straggler);
         }
         if self.pending.len() >= self.limits.pending_max {
@@ -278,6 +292,7 @@ impl InstallPlan {
             rounds: 0,
             put_off: false,
             busy: false,
+            expecting: self.bursts > 0,
             touched_us: now_us,
             alone: false,
             apart: 0,
@@ -326,6 +341,7 @@ impl InstallPlan {
                 end.sent += 1;
                 end.forced += u64::from(!proven);
                 send(&self.bytes[install.start..install.end], install.planned_us);
+                self.learn_from(install);
                 self.remember(install.flow, seen.now_us);
             } else {
                 end.deferred += u64::from(install.put_off);
@@ -338,6 +354,15 @@ impl InstallPlan {
             self.close_gaps();
         }
         end
+    }
+
+    /// What the next flows are to be taken for.
+    fn learn_from(&mut self, install: &Pending) {
+        if install.is_burst() {
+            self.bursts = LONE_MIN;
+        } else if install.expecting {
+            self.bursts = self.bursts.saturating_sub(1);
+        }
     }
 
     /// Some installs are gone: finds the others where they are now.

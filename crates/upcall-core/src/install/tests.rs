@@ -218,6 +218,39 @@ fn while_others_send_an_install_waits_for_silence_too() {
 }
 
 #[test]
+fn behind_a_burst_a_flow_that_comes_alone_is_taken_for_another() {
+    let mut plan = plan(InstallLimits { silence_us: 50, ..InstallLimits::default() });
+    let mut now_us = 0;
+    let mut waits = |upcalls: u64, flow: u64| {
+        (0..upcalls).for_each(|_| _ = offer(&mut plan, flow, now_us));
+        end_round(&mut plan, now_us);
+        let waits = end_round(&mut plan, now_us + 1).is_empty();
+        now_us += 50;
+        end_round(&mut plan, now_us);
+        assert!(plan.is_empty(), "silent for long enough");
+        waits
+    };
+    assert!(!waits(1, 1), "nothing has come in a burst so far");
+    assert!(waits(2, 2));
+    let waited = (3..100).take_while(|flow| waits(1, *flow)).count();
+    assert_eq!(waited, 16, "of those that come alone, one is taken for that again");
+    assert!(!waits(1, 100));
+}
+
+#[test]
+fn behind_a_straggler_the_next_flow_is_taken_for_a_burst() {
+    let mut plan = plan(InstallLimits { silence_us: 50, ..InstallLimits::default() });
+    offer(&mut plan, 1, 0);
+    end_round(&mut plan, 0);
+    assert_eq!(end_round(&mut plan, 1), [1]);
+    assert_eq!(offer(&mut plan, 1, 2), Offer::Straggler);
+    offer(&mut plan, 2, 3);
+    end_round(&mut plan, 3);
+    assert_eq!(end_round(&mut plan, 52), [0u64; 0]);
+    assert_eq!(end_round(&mut plan, 53), [2]);
+}
+
+#[test]
 fn an_elephant_is_installed_at_the_limit_of_rounds_or_upcalls() {
     let limits = InstallLimits { rounds_max: 3, upcalls_max: 100, ..InstallLimits::default() };
     for (upcalls, expected) in [(1, 3), (40, 2)] {
