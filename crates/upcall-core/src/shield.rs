@@ -40,7 +40,7 @@ const HOLD_US: u64 = 500_000;
 const UPCALL_BYTES: f64 = 1024.0;
 /// The queue that is aimed at, as a time to read it: a reader that shares its CPU is away for some of its
 /// turns, of a few milliseconds each, and must find enough for its own.
-const QUEUE_S: f64 = 0.005;
+const QUEUE_S: f64 = 0.0025;
 /// In upcalls, whatever the time: more than a round of 64, which would read it empty.
 const QUEUE_MIN: f64 = 96.0;
 /// And as a part of the buffer at most.

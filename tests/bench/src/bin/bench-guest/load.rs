@@ -28,8 +28,9 @@ const NEXT_RATE: (u64, u64) = (3, 2);
 const CLOSER: [(u64, u64); 4] = [(4, 5), (9, 10), (10, 9), (5, 4)];
 /// Steps at most: beyond any contestant's rate.
 const STEPS_MAX: usize = 16;
-/// Overload, as a multiple of the best rate.
+/// Overload, as a multiple of the best rate; and a flood beside a quiet port.
 const OVERLOAD: u64 = 3;
+const FLOOD: u64 = 2;
 /// How often it is offered, each time right behind the rate that was best: the host may have become slower, or
 /// that best have been luck.
 const OVERLOADS: usize = 3;
@@ -55,33 +56,32 @@ impl Offer {
     }
 }
 
+/// Sends from host `2 * pair` on a CPU.
+struct Source {
+    sender: SegmentSender,
+    pair: usize,
+    cpu: usize,
+}
+
+impl Source {
+    fn open(bed: &Bed, pair: usize, cpu: usize) -> Result<Self> {
+        let sender = SegmentSender::open(&bed.hosts[2 * pair].ns, HOST_LINK)?;
+        Ok(Self { sender, pair, cpu })
+    }
+}
+
 /// Upcalls answered a second while a sender on each of `cpus` offers more and more, the best of them;
 /// and what is left when three times as much is offered, the median.
 pub(crate) fn rates(contestant: Contestant, cpus: usize) -> Result<Value> {
     let pairs = cpus.min(std::thread::available_parallelism()?.get());
     let bed = Bed::new(contestant, Install::Never, 2 * pairs)?;
-    let sender = |pair: usize| SegmentSender::open(&bed.hosts[2 * pair].ns, HOST_LINK);
-    let senders = (0..pairs).map(sender).collect::<Result<Vec<_>, _>>()?;
-    let mut best = Offer::default();
-    let mut asked = FIRST_RATE * pairs as u64;
-    for _ in 0..STEPS_MAX {
-        let done = offer(&bed, &senders, asked)?;
-        best = best.or_more(done);
-        // Beyond the overload that is measured last: it will not get better.
-        if done.arrived * OVERLOAD < asked {
-            break;
-        }
-        asked = asked * NEXT_RATE.0 / NEXT_RATE.1;
-    }
-    let around = best.asked;
-    for (times, part) in CLOSER {
-        best = best.or_more(offer(&bed, &senders, around * times / part)?);
-    }
+    let sources = (0..pairs).map(|at| Source::open(&bed, at, at)).collect::<Result<Vec<_>>>()?;
+    let best = best_rate(&bed, &sources)?;
     let overload = best.arrived * OVERLOAD;
     let mut left = Vec::new();
     for _ in 0..OVERLOADS {
         let (at_best, at_overload) =
-            (offer(&bed, &senders, best.asked)?, offer(&bed, &senders, overload)?);
+            (offer(&bed, &sources, best.asked)?, offer(&bed, &sources, overload)?);
         left.push((
             per(at_overload.arrived, at_best.arrived),
             per(at_overload.sent, at_best.arrived),
@@ -98,17 +98,36 @@ pub(crate) fn rates(contestant: Contestant, cpus: usize) -> Result<Value> {
     }))
 }
 
-/// Offers `asked` packets a second from the senders' CPUs together.
-fn offer(bed: &Bed, senders: &[SegmentSender], asked: u64) -> Result<Offer> {
-    let pairs = 0..senders.len();
-    let count = || -> Result<u64> { pairs.clone().map(|pair| bed.arrived(2 * pair + 1)).sum() };
+/// Offers more and more, and what is around the best of these.
+fn best_rate(bed: &Bed, sources: &[Source]) -> Result<Offer> {
+    let mut best = Offer::default();
+    let mut asked = FIRST_RATE * sources.len() as u64;
+    for _ in 0..STEPS_MAX {
+        let done = offer(bed, sources, asked)?;
+        best = best.or_more(done);
+        // Beyond the overload that is measured last: it will not get better.
+        if done.arrived * OVERLOAD < asked {
+            break;
+        }
+        asked = asked * NEXT_RATE.0 / NEXT_RATE.1;
+    }
+    let around = best.asked;
+    for (times, part) in CLOSER {
+        best = best.or_more(offer(bed, sources, around * times / part)?);
+    }
+    Ok(best)
+}
+
+/// Offers `asked` packets a second from the sources together.
+fn offer(bed: &Bed, sources: &[Source], asked: u64) -> Result<Offer> {
+    let count =
+        || -> Result<u64> { sources.iter().map(|from| bed.arrived(2 * from.pair + 1)).sum() };
     let before = count()?;
     let begun = Instant::now();
     let sent: u64 = std::thread::scope(|scope| {
-        let each = asked / senders.len() as u64;
-        let work = |(pair, sender)| move || send_at(sender, pair, each);
-        let threads: Vec<_> =
-            senders.iter().enumerate().map(|sender| scope.spawn(work(sender))).collect();
+        let each = asked / sources.len() as u64;
+        let work = |source| move || send_at(source, each, || begun.elapsed() < STEP);
+        let threads: Vec<_> = sources.iter().map(|source| scope.spawn(work(source))).collect();
         let join = |thread: ScopedJoinHandle<'_, _>| {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
@@ -120,51 +139,59 @@ fn offer(bed: &Bed, senders: &[SegmentSender], asked: u64) -> Result<Offer> {
     Ok(Offer { asked, sent: sent * 1000 / took_ms, arrived: arrived * 1000 / took_ms })
 }
 
-/// Sends packets of ever new flows from host `2 * pair` on CPU `pair`; gives how many frames.
-fn send_at(sender: &SegmentSender, pair: usize, rate: u64) -> Result<u64> {
-    cpu::pin_to(pair)?;
-    let mut clump = bed::segments(2 * pair, CLUMP)?;
+/// Sends packets of ever new flows, while `goes_on`; gives how many frames.
+fn send_at(from: &Source, rate: u64, goes_on: impl Fn() -> bool) -> Result<u64> {
+    cpu::pin_to(from.cpu)?;
+    let mut clump = bed::segments(2 * from.pair, CLUMP)?;
     let begun = Instant::now();
     let mut sent = 0;
-    while begun.elapsed() < STEP {
+    while goes_on() {
         let due = begun + Duration::from_nanos(sent * 1_000_000_000 / rate);
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         set_flow(&mut clump, (sent / CLUMP as u64) as u32);
-        sender.send(&clump, PAYLOAD_BYTES as u16)?;
+        from.sender.send(&clump, PAYLOAD_BYTES as u16)?;
         sent += CLUMP as u64;
     }
     Ok(sent)
 }
 
-/// New flows at a modest rate from one port, while another port on the same CPU sends all it can.
+/// New flows at a modest rate from one port, while another port on the same CPU sends twice what the contestant
+/// can do.
 pub(crate) fn quiet_port(contestant: Contestant) -> Result<Value> {
     let bed = Bed::new(contestant, Install::Never, 4)?;
+    let flooding = Source::open(&bed, 1, 0)?;
     let alone = quiet(&bed, 0)?;
+    let best = best_rate(&bed, std::slice::from_ref(&flooding))?;
+    let before = bed.arrived(3)?;
     let stop = AtomicBool::new(false);
+    let goes_on = || !stop.load(Ordering::Relaxed);
     let loaded = std::thread::scope(|scope| {
-        let flood = scope.spawn(|| flood(&bed, &stop));
+        let flood = scope.spawn(|| send_at(&flooding, best.arrived * FLOOD, goes_on));
         let loaded = wait_overload(&bed).and_then(|()| quiet(&bed, QUIET_FLOWS));
         stop.store(true, Ordering::Relaxed);
         let sent = flood.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         ensure!(sent > 0, "no flood");
-        loaded
-    })?;
-    let kernel = bed.kernel()?;
+        anyhow::Ok((loaded?, sent))
+    });
+    let (loaded, flooded) = loaded?;
+    std::thread::sleep(SETTLE);
+    let arrived = bed.arrived(3)? - before;
     bed.stop()?;
     Ok(json!({
         "lost_percent": loaded.0,
         "slower": loaded.1 / alone.1,
         "alone_us": alone.1 / 1000.0,
         "loaded_us": loaded.1 / 1000.0,
-        "flood_lost_percent": 100.0 * per(kernel.lost, kernel.missed),
+        "best_per_s": best.arrived,
+        "flood_lost_percent": 100.0 * per(flooded.saturating_sub(arrived), flooded),
     }))
 }
 
-/// Waits until the flood is more than the contestant can do, and its socket is full: the kernel loses
-/// upcalls. Who keeps up for that long is not overloaded by this CPU, and measured as it is.
+/// Waits until the flood is more than the contestant can do: the kernel loses upcalls, for want of room or by a
+/// filter. Who keeps up for that long is measured as it is.
 fn wait_overload(bed: &Bed) -> Result<()> {
-    let begun = Instant::now();
-    while begun.elapsed() < OVERLOADED_WITHIN && bed.kernel()?.lost == 0 {
+    let (begun, lost) = (Instant::now(), bed.kernel()?.lost);
+    while begun.elapsed() < OVERLOADED_WITHIN && bed.kernel()?.lost == lost {
         std::thread::sleep(SETTLE / 5);
     }
     Ok(())
@@ -184,17 +211,4 @@ fn quiet(bed: &Bed, first: u32) -> Result<(f64, f64)> {
     times.sort_unstable();
     let lost = 100.0 * per(sent.packets - times.len() as u64, sent.packets);
     Ok((lost, per(times.get(times.len() / 2).copied().unwrap_or(u64::MAX), 1)))
-}
-
-/// Sends from host 2 on CPU 0 without a pause until told to stop.
-fn flood(bed: &Bed, stop: &AtomicBool) -> Result<u64> {
-    cpu::pin_to(0)?;
-    let mut frame = bed::frame(2)?;
-    let mut sent = 0;
-    while !stop.load(Ordering::Relaxed) {
-        set_flow(&mut frame, sent as u32);
-        bed.links[2].send(&frame)?;
-        sent += 1;
-    }
-    Ok(sent)
 }
