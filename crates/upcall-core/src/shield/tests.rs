@@ -201,6 +201,7 @@ fn a_port_alone_may_fill_half_the_buffer_in_a_burst() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a hundred thousand upcalls of a model would take it half an hour")]
 fn several_that_flood_get_the_same() {
     let flood = |port, rate| source(port, rate, 0..4 * SECOND);
     let sources = vec![flood(1, 100_000), flood(2, 40_000), flood(3, 200_000), flood(4, 100)];
