@@ -280,7 +280,7 @@ fn a_change_of_shape_under_load_loses_nothing() -> TestResult {
     let (changes, stats) = dispatcher.join().map_err(|_| anyhow::anyhow!("it panicked"))???;
     let totals = totals?;
     ensure_all(&totals).with_context(|| format!("{changes} changes: {stats:?}"))?;
-    ensure!(totals.reordered == 0, "{totals:?}");
+    ensure!(totals.reordered == 0, "{totals:?} in {changes} changes: {stats:?}");
     ensure!(changes >= 5, "{changes} changes only");
     ensure!(stats.kernel.lost == 0 && stats.ledger.balances(), "{stats:?}");
     Ok(())
