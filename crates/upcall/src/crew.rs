@@ -24,6 +24,8 @@ pub(crate) struct Mate {
     /// How long it has read since then, what is older faded.
     read_us: AtomicU64,
     since_us: AtomicU64,
+    /// There is more than it read. One that is kept from running reads little, and has no time for all that.
+    has_more: AtomicBool,
     /// Pieces of work that it has done.
     works: AtomicU64,
     call: Notify,
@@ -41,8 +43,10 @@ impl Mate {
         self.busy.store(false, Ordering::Relaxed);
     }
 
-    /// Says that it read its own sockets in that time. What it does for others does not count.
-    pub(crate) fn has_read(&self, from_us: u64, now_us: u64) {
+    /// Says that it read its own sockets in that time, and whether there is more in them. What it does for others
+    /// does not count.
+    pub(crate) fn has_read(&self, (from_us, now_us): (u64, u64), has_more: bool) {
+        self.has_more.store(has_more, Ordering::Relaxed);
         let mut read_us = self.read_us.load(Ordering::Relaxed) + now_us.saturating_sub(from_us);
         let mut span_us = now_us.saturating_sub(self.since_us.load(Ordering::Relaxed));
         if span_us > 2 * SPAN_US {
@@ -56,7 +60,8 @@ impl Mate {
     fn is_free(&self, now_us: u64) -> bool {
         let span_us = now_us.saturating_sub(self.since_us.load(Ordering::Relaxed)).max(SPAN_US);
         let has_time = self.read_us.load(Ordering::Relaxed) * FREE_PART < span_us;
-        has_time && !self.busy.load(Ordering::Relaxed)
+        let has_more = self.has_more.load(Ordering::Relaxed);
+        has_time && !has_more && !self.busy.load(Ordering::Relaxed)
     }
 
     /// The number of the piece of work that it is at, if it is.
@@ -112,7 +117,7 @@ impl Crew {
     pub(crate) fn call(&self, wanted: usize, now_us: u64) -> bool {
         let mates = self.mates.load();
         let mut any = self.helping.load(Ordering::Relaxed) > 0;
-        let room = room(&mates, now_us);
+        let room = room(mates.iter(), now_us);
         let free = mates.iter().filter(|mate| mate.is_free(now_us));
         for mate in free.take(wanted.max(1).min(room)) {
             any = true;
@@ -122,9 +127,10 @@ impl Crew {
         any
     }
 
-    /// Is there a CPU of a worker that has nothing to do?
-    pub(crate) fn has_room(&self, now_us: u64) -> bool {
-        room(&self.mates.load(), now_us) > 0
+    /// Is there a CPU of a worker that has nothing to do, beside that of the one that asks?
+    pub(crate) fn has_room(&self, asks: &Arc<Roam>, now_us: u64) -> bool {
+        let mates = self.mates.load();
+        room(mates.iter().filter(|mate| !Arc::ptr_eq(&mate.roam, asks)), now_us) > 0
     }
 
     /// Calls one worker, whatever it does: there is something to do that its last look did not find.
@@ -144,10 +150,10 @@ impl Crew {
 }
 
 /// CPUs of workers that are free; one that is not, and away from its own, uses another's.
-fn room(mates: &[Arc<Mate>], now_us: u64) -> usize {
-    let free = mates.iter().filter(|mate| mate.is_free(now_us)).count();
-    let guests = mates.iter().filter(|mate| mate.roam.is_away() && !mate.is_free(now_us)).count();
-    free.saturating_sub(guests)
+fn room<'a>(mates: impl Iterator<Item = &'a Arc<Mate>>, now_us: u64) -> usize {
+    let (free, others): (Vec<_>, Vec<_>) = mates.partition(|mate| mate.is_free(now_us));
+    let guests = others.iter().filter(|mate| mate.roam.is_away()).count();
+    free.len().saturating_sub(guests)
 }
 
 /// See [`Crew::help`].
@@ -168,7 +174,7 @@ mod tests {
 
     /// Reads for `read_us` of each millisecond, up to [`NOW_US`].
     fn reads(mate: &Mate, read_us: u64) {
-        (0..NOW_US).step_by(1_000).for_each(|us| mate.has_read(us, us + read_us));
+        (0..NOW_US).step_by(1_000).for_each(|us| mate.has_read((us, us + read_us), false));
     }
 
     #[test]
@@ -191,8 +197,20 @@ mod tests {
         assert!(mate.is_free(0), "it has not read yet");
         reads(&mate, 1_000);
         assert!(!mate.is_free(NOW_US) && mate.is_free(NOW_US + 8 * SPAN_US));
-        mate.has_read(NOW_US + 8 * SPAN_US, NOW_US + 8 * SPAN_US + 100);
-        assert!(mate.is_free(NOW_US + 8 * SPAN_US + 100));
+        let later_us = NOW_US + 8 * SPAN_US;
+        mate.has_read((later_us, later_us + 100), false);
+        assert!(mate.is_free(later_us + 100));
+        mate.has_read((later_us, later_us + 100), true);
+        assert!(!mate.is_free(later_us + 100), "there is more, which it has no time for");
+    }
+
+    #[test]
+    fn who_asks_for_room_is_not_the_room() {
+        let (crew, asks) = (Crew::default(), Arc::default());
+        let own = crew.join(Arc::clone(&asks));
+        assert!(own.is_free(NOW_US) && !crew.has_room(&asks, NOW_US));
+        crew.join(Arc::default());
+        assert!(crew.has_room(&asks, NOW_US));
     }
 
     #[test]
@@ -204,7 +222,7 @@ mod tests {
         own.begin();
         let mates = [(); 2].map(|()| crew.join(Arc::default()));
         std::thread::spawn(move || assert_eq!(roam.be_away(true), cpus.len() > 1)).join().unwrap();
-        assert!(crew.has_room(NOW_US) && crew.call(2, NOW_US));
+        assert!(crew.has_room(&Arc::default(), NOW_US) && crew.call(2, NOW_US));
         let called = mates.iter().filter(|mate| mate.at_work().is_some()).count();
         assert_eq!(called, if own.roam.is_away() { 1 } else { 2 });
     }

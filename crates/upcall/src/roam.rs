@@ -1,5 +1,6 @@
 //! A worker leaves its CPU while others keep it from running there and there is room elsewhere: where another
-//! worker has time. Two that are both kept from running would only change places.
+//! worker has time. Two that are both kept from running would only change places, or share one CPU. One that is
+//! kept from running where it went comes back.
 //!
 //! Near the CPU whose upcalls it reads a wake-up is cheap. But what sends the packets may run there too
 //! and take all of it; then the scheduler shares the CPU between the two, however idle the others are.
@@ -115,7 +116,7 @@ impl Roamer {
     /// To be called when the worker is woken, and when it has stayed away for as long as it wanted: comes back
     /// when it is time.
     pub(crate) fn woken(&mut self, now_us: impl FnOnce() -> u64) {
-        if self.judge.away_until_us > 0 && self.judge.is_over(now_us()) {
+        if self.judge.is_away && self.judge.is_over(now_us()) {
             self.roam.be_away(false);
         }
     }
@@ -124,8 +125,15 @@ impl Roamer {
     /// leaves: what it reads may come by another's socket by then, and nobody wake it.
     pub(crate) fn busy(&mut self, now_us: u64, crew: &Crew) -> Option<Duration> {
         let schedstat = self.schedstat.as_ref().filter(|_| self.judge.is_due(now_us))?;
-        let kept = self.judge.is_kept_from_running(now_us, waited_us(schedstat)?);
-        if !(kept && crew.has_room(now_us) && self.roam.be_away(true)) {
+        if !self.judge.is_kept_from_running(now_us, waited_us(schedstat)?) {
+            return None;
+        }
+        if self.judge.is_away {
+            self.judge.gave_up(now_us);
+            self.roam.be_away(false);
+            return None;
+        }
+        if !(crew.has_room(&self.roam, now_us) && self.roam.be_away(true)) {
             return None;
         }
         self.judge.left(now_us);
@@ -147,15 +155,16 @@ fn waited_us(schedstat: &File) -> Option<u64> {
 struct Judge {
     /// The last look: when, and how long the thread had waited until then.
     looked: Option<(u64, u64)>,
-    /// 0 while it is at home.
-    away_until_us: u64,
-    back_at_us: u64,
+    is_away: bool,
+    /// When it comes back, if it is away; otherwise before that it does not leave.
+    until_us: u64,
+    /// How long it wanted to stay away when it last left.
     stay_us: u64,
 }
 
 impl Judge {
     fn is_due(&self, now_us: u64) -> bool {
-        self.away_until_us == 0
+        (self.is_away || now_us >= self.until_us)
             && self.looked.is_none_or(|(at_us, _)| now_us.saturating_sub(at_us) >= WATCH_US)
     }
 
@@ -168,19 +177,23 @@ impl Judge {
     }
 
     fn left(&mut self, now_us: u64) {
-        let soon = self.stay_us > 0 && now_us - self.back_at_us < AWAY_US;
+        let soon = self.stay_us > 0 && now_us - self.until_us < AWAY_US;
         self.stay_us = if soon { (self.stay_us * 2).min(AWAY_MAX_US) } else { AWAY_US };
-        self.away_until_us = now_us + self.stay_us;
-        self.looked = None;
+        (self.is_away, self.until_us, self.looked) = (true, now_us + self.stay_us, None);
     }
 
     /// Is its time away over? Then it is at home.
     fn is_over(&mut self, now_us: u64) -> bool {
-        let over = now_us >= self.away_until_us;
+        let over = now_us >= self.until_us;
         if over {
-            (self.away_until_us, self.back_at_us) = (0, now_us);
+            (self.is_away, self.until_us) = (false, now_us);
         }
         over
+    }
+
+    /// It was no better there: it is at home, for as long as it wanted to be away.
+    fn gave_up(&mut self, now_us: u64) {
+        (self.is_away, self.until_us) = (false, now_us + self.stay_us);
     }
 }
 
@@ -206,17 +219,33 @@ mod tests {
         let (mut now, mut stays) = (5, Vec::new());
         for _ in 0..6 {
             judge.left(now);
-            assert!(!judge.is_due(now + WATCH_US), "nothing to judge while it is away");
-            stays.push((judge.away_until_us - now) / AWAY_US);
-            assert!(!judge.is_over(judge.away_until_us - 1));
-            now = judge.away_until_us;
+            stays.push((judge.until_us - now) / AWAY_US);
+            assert!(!judge.is_over(judge.until_us - 1));
+            now = judge.until_us;
             assert!(judge.is_over(now) && judge.is_due(now));
             now += WATCH_US;
         }
         assert_eq!(stays, [1, 2, 4, 8, 16, 16]);
         now += AWAY_US;
         judge.left(now);
-        assert_eq!(judge.away_until_us - now, AWAY_US, "it had peace for a while");
+        assert_eq!(judge.until_us - now, AWAY_US, "it had peace for a while");
+    }
+
+    #[test]
+    fn who_is_kept_from_running_elsewhere_too_stays_at_home_for_a_while() {
+        let mut judge = Judge::default();
+        let (mut now, mut homes) = (5, Vec::new());
+        for _ in 0..3 {
+            judge.left(now);
+            assert!(judge.is_due(now) && !judge.is_kept_from_running(now, 0));
+            now += WATCH_US;
+            assert!(judge.is_due(now) && judge.is_kept_from_running(now, WATCH_US));
+            judge.gave_up(now);
+            homes.push((judge.until_us - now) / AWAY_US);
+            assert!(!judge.is_due(judge.until_us - 1));
+            now = judge.until_us;
+        }
+        assert_eq!(homes, [1, 2, 4]);
     }
 
     #[test]

@@ -41,10 +41,9 @@ impl Desk {
         done
     }
 
-    /// Says that the last work was to read.
-    pub(super) fn has_read(&self) {
-        let (from_us, until_us) = self.engine.borrow().last_read_us();
-        self.mate.has_read(from_us, until_us);
+    /// Says that the last work was to read, and whether there is more.
+    pub(super) fn has_read(&self, has_more: bool) {
+        self.mate.has_read(self.engine.borrow().last_read_us(), has_more);
     }
 
     /// Leaves the worker's CPU for a while if others keep it from running there.

@@ -72,7 +72,7 @@ impl Reader {
         if self.carries == Carries::AnyFlow && self.desk.engine.borrow().reads_in_order() {
             ready.clear();
             let all = self.desk.work(Engine::read_in_order)?;
-            self.desk.has_read();
+            self.desk.has_read(!all);
             if all {
                 return Ok(());
             }
@@ -140,7 +140,7 @@ impl Reader {
         drop(shield);
         let round = round?;
         if round.received > 0 {
-            self.desk.has_read();
+            self.desk.has_read(!round.drained);
         }
         if round.is_cut_short() {
             return Ok(Next::ReadAgain);
