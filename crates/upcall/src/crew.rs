@@ -1,7 +1,7 @@
 //! Who has nothing to do and may be called to help.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
@@ -26,6 +26,8 @@ pub(crate) struct Mate {
     since_us: AtomicU64,
     /// There is more than it read. One that is kept from running reads little, and has no time for all that.
     has_more: AtomicBool,
+    /// It came when called and is still at it.
+    helps: AtomicBool,
     /// Pieces of work that it has done.
     works: AtomicU64,
     call: Notify,
@@ -58,10 +60,20 @@ impl Mate {
     }
 
     fn is_free(&self, now_us: u64) -> bool {
+        self.has_time(now_us) && !self.busy.load(Ordering::Relaxed)
+    }
+
+    /// Do its own sockets leave it time?
+    fn has_time(&self, now_us: u64) -> bool {
         let span_us = now_us.saturating_sub(self.since_us.load(Ordering::Relaxed)).max(SPAN_US);
-        let has_time = self.read_us.load(Ordering::Relaxed) * FREE_PART < span_us;
-        let has_more = self.has_more.load(Ordering::Relaxed);
-        has_time && !has_more && !self.busy.load(Ordering::Relaxed)
+        let reads_little = self.read_us.load(Ordering::Relaxed) * FREE_PART < span_us;
+        reads_little && !self.has_more.load(Ordering::Relaxed)
+    }
+
+    /// Holds it among those that help.
+    pub(crate) fn help(&self) -> Helping<'_> {
+        self.helps.store(true, Ordering::Relaxed);
+        Helping(self)
     }
 
     /// The number of the piece of work that it is at, if it is.
@@ -83,8 +95,6 @@ impl Mate {
 #[derive(Debug, Default)]
 pub(crate) struct Crew {
     mates: ArcSwap<Vec<Arc<Mate>>>,
-    /// Those that came when called and are still at it.
-    helping: AtomicUsize,
 }
 
 impl Crew {
@@ -112,11 +122,13 @@ impl Crew {
         self.mates.load_full()
     }
 
-    /// Calls up to `wanted` of those that are free, one for each CPU that has room. `true` if somebody helps:
-    /// work that waits will find a worker.
+    /// Calls up to `wanted` of those that are free, one for each CPU that has room. `true` if somebody helps who has
+    /// time for it: work that waits will find a worker. Two that both have more to read than they can would only
+    /// do each other's.
     pub(crate) fn call(&self, wanted: usize, now_us: u64) -> bool {
         let mates = self.mates.load();
-        let mut any = self.helping.load(Ordering::Relaxed) > 0;
+        let helps = |mate: &Mate| mate.helps.load(Ordering::Relaxed) && mate.has_time(now_us);
+        let mut any = mates.iter().any(|mate| helps(mate));
         let room = room(mates.iter(), now_us);
         let free = mates.iter().filter(|mate| mate.is_free(now_us));
         for mate in free.take(wanted.max(1).min(room)) {
@@ -141,12 +153,6 @@ impl Crew {
             mate.call.notify_one();
         }
     }
-
-    /// Holds a worker among those that help.
-    pub(crate) fn help(&self) -> Helping<'_> {
-        self.helping.fetch_add(1, Ordering::Relaxed);
-        Helping(self)
-    }
 }
 
 /// CPUs of workers that are free; one that is not, and away from its own, uses another's.
@@ -156,12 +162,12 @@ fn room<'a>(mates: impl Iterator<Item = &'a Arc<Mate>>, now_us: u64) -> usize {
     free.len().saturating_sub(guests)
 }
 
-/// See [`Crew::help`].
-pub(crate) struct Helping<'a>(&'a Crew);
+/// See [`Mate::help`].
+pub(crate) struct Helping<'a>(&'a Mate);
 
 impl Drop for Helping<'_> {
     fn drop(&mut self) {
-        self.0.helping.fetch_sub(1, Ordering::Relaxed);
+        self.0.helps.store(false, Ordering::Relaxed);
     }
 }
 
@@ -187,8 +193,10 @@ mod tests {
         assert!(crew.call(3, NOW_US));
         assert!(free.at_work().is_some() && reader.at_work().is_none());
         assert!(!crew.call(3, NOW_US), "nobody is left");
-        let _helping = crew.help();
+        let _helping = free.help();
         assert!(crew.call(1, NOW_US), "somebody is at it");
+        free.has_read((NOW_US, NOW_US + 1), true);
+        assert!(!crew.call(1, NOW_US + 1), "it has more to read than time");
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Desk {
     pub(super) async fn come_when_called(self: Rc<Self>) {
         loop {
             self.mate.called().await;
-            let _helping = self.shared.crew.help();
+            let _helping = self.mate.help();
             while self.work(Engine::help) {
                 // The worker's own sockets come first.
                 tokio::task::yield_now().await;
