@@ -22,10 +22,11 @@ const STEP: Duration = Duration::from_millis(400);
 /// than any contestant takes for them.
 const CLUMP: usize = 16;
 /// First rate of each sender, a second; by how much the next one is higher; and the rates that are tried
-/// around the best of these.
+/// around the best of these, how often: the host is at times half as fast for a step or two.
 const FIRST_RATE: u64 = 2000;
 const NEXT_RATE: (u64, u64) = (3, 2);
 const CLOSER: [(u64, u64); 4] = [(4, 5), (9, 10), (10, 9), (5, 4)];
+const CLOSER_ROUNDS: usize = 3;
 /// Steps at most: beyond any contestant's rate.
 const STEPS_MAX: usize = 16;
 /// Overload, as a multiple of the best rate; and a flood beside a quiet port.
@@ -112,7 +113,7 @@ fn best_rate(bed: &Bed, sources: &[Source]) -> Result<Offer> {
         asked = asked * NEXT_RATE.0 / NEXT_RATE.1;
     }
     let around = best.asked;
-    for (times, part) in CLOSER {
+    for (times, part) in [CLOSER; CLOSER_ROUNDS].into_iter().flatten() {
         best = best.or_more(offer(bed, sources, around * times / part)?);
     }
     Ok(best)
