@@ -3,15 +3,16 @@
 //! The kernel gives a netlink message no time. So an eBPF program in the place of the socket's filter, which
 //! sees each message before it is queued, writes the time into a ring that is mapped here. The socket is a
 //! queue: the times are in the order of the messages. What is lost for want of room has a time and no message.
-//! By a hash of one attribute, the program writes down which message with that hash is the last one as well.
+//! By a hash of one attribute, the program writes down which message with that hash is the last one as well. And it
+//! refuses a part of some messages, as it is told there: those leave nothing.
 
 mod program;
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use self::program::{BUCKETS, HEADER, RING};
+use self::program::{BUCKETS, HEADER, RING, SHARES_AT, SHARES_MAX};
 use crate::Socket;
 use crate::sys::{self, Mapping};
 
@@ -30,10 +31,6 @@ pub(crate) struct Arrivals {
     drained_at: AtomicU64,
     /// Messages that the kernel had dropped for want of room when some were last found missing; wraps.
     drops: AtomicU32,
-    /// Another program is in its place.
-    is_away: AtomicBool,
-    /// Some messages may have no time, and so others a wrong one, until the socket is found empty.
-    is_unsure: AtomicBool,
 }
 
 impl Arrivals {
@@ -51,29 +48,24 @@ impl Arrivals {
             answered: AtomicU64::new(0),
             drained_at: AtomicU64::new(0),
             drops: AtomicU32::new(0),
-            is_away: AtomicBool::new(false),
-            is_unsure: AtomicBool::new(false),
         })
     }
 
     /// Puts the program in place of the socket's filter.
     pub(crate) fn attach_to(&self, socket: &Socket) -> io::Result<()> {
-        // What was dropped meanwhile has no time.
+        // What was dropped before has no time.
         self.drops.store(socket.mem_info()?.drops, Ordering::Relaxed);
-        sys::attach_bpf(socket.as_fd(), self.program.as_fd())?;
-        self.stay();
-        Ok(())
+        sys::attach_bpf(socket.as_fd(), self.program.as_fd())
     }
 
-    /// It is in its place.
-    pub(crate) fn stay(&self) {
-        self.is_away.store(false, Ordering::Relaxed);
-    }
-
-    /// Another one is about to take its place.
-    pub(crate) fn leave(&self) {
-        self.is_away.store(true, Ordering::Relaxed);
-        self.is_unsure.store(true, Ordering::Relaxed);
+    /// Lets in so many of 2^32 messages with each of these words, from now on, and all others.
+    pub(crate) fn sample(&self, shares: impl Iterator<Item = (u32, u32)>) {
+        // Never 0: that ends the list.
+        let share = |(word, admit): (u32, u32)| u64::from(word) << 32 | u64::from((!admit).max(1));
+        let shares = shares.map(share).chain(std::iter::repeat(0));
+        for (word, share) in self.ring.words()[SHARES_AT..][..SHARES_MAX].iter().zip(shares) {
+            word.store(share, Ordering::Relaxed);
+        }
     }
 
     /// Messages that came so far.
@@ -110,11 +102,7 @@ impl Arrivals {
     pub(crate) fn drained(&self) -> bool {
         let written = self.written();
         let before = self.drained_at.swap(written, Ordering::Relaxed);
-        // More than came is taken after a time without the program.
-        self.taken.store(self.taken().clamp(before.min(written), written), Ordering::Relaxed);
-        if !self.is_away.load(Ordering::Relaxed) {
-            self.is_unsure.store(false, Ordering::Relaxed);
-        }
+        self.taken.store(self.taken().max(before), Ordering::Relaxed);
         self.taken() < written
     }
 
@@ -127,7 +115,7 @@ impl Arrivals {
 
     /// When the message came before which so many were taken out; `None` if that is not known.
     pub(crate) fn time_of(&self, number: u64) -> Option<u64> {
-        if self.is_unsure.load(Ordering::Relaxed) || !self.has_room_for(number) {
+        if !self.has_room_for(number) {
             return None;
         }
         let at = |number: u64| {
@@ -145,7 +133,7 @@ impl Arrivals {
 
     /// Is it known that all messages that came are answered?
     pub(crate) fn all_answered(&self) -> bool {
-        !self.is_unsure.load(Ordering::Relaxed) && self.written() <= self.answered()
+        self.written() <= self.answered()
     }
 
     /// Messages that came so far, counted from 1: the last one with this hash of its attribute, or the last of all, if
@@ -171,8 +159,9 @@ mod tests {
     /// `NLMSG_NOOP` with `NLM_F_ACK`: the kernel acknowledges it.
     const NOOP: [u8; 16] = [16, 0, 0, 0, 0x10, 0, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0];
 
-    /// The acknowledgement's copy of the header: it begins as an attribute does, with its length.
-    const ALIKE: Alike = Alike { at: 20, max: 136 };
+    /// The acknowledgement's copy of the header: it begins as an attribute does, with its length. Nested in it is one
+    /// of the type that the flags are, with the number.
+    const ALIKE: Alike = Alike { at: 20, max: 136, word: 5 };
 
     fn bucket(number: u32) -> usize {
         ALIKE.bucket(&noop(number)[4..])
@@ -284,7 +273,7 @@ mod tests {
 
     #[test]
     fn only_the_first_bytes_make_messages_alike() {
-        let first = |max, value: &[u8]| Alike { at: 0, max }.bucket(value);
+        let first = |max, value: &[u8]| Alike { at: 0, max, word: 0 }.bucket(value);
         assert_eq!(first(8, &[]), 0);
         assert_eq!(first(u16::MAX, &[200; 136]), first(u16::MAX, &[200; 500]));
         assert_eq!(first(0, &[1, 2]), first(1, &[1, 3]));
@@ -294,27 +283,50 @@ mod tests {
     }
 
     #[test]
-    fn another_filter_takes_its_place_for_a_while() {
+    fn what_is_refused_leaves_nothing_and_all_else_is_let_in() {
         let Some(socket) = recorded() else { return };
-        let pass = crate::FilterInsn { code: 0x06, jt: 0, jf: 0, k: u32::MAX };
-        socket.attach_filter(&[pass]).unwrap();
-        let empty = |socket: &Socket| while socket.recv(&mut [0; 256]).unwrap().is_some() {};
-        for _ in 0..2 {
-            socket.send(&NOOP).unwrap();
-            assert!(!socket.all_answered());
-            assert_eq!(
-                (socket.arrival_ns(socket.taken()), socket.oldest_arrival_ns()),
-                (None, None)
-            );
-            empty(&socket);
+        let came = || {
+            (0..10).for_each(|number| socket.send(&noop(number)).unwrap());
+            let came = std::iter::from_fn(|| take(&socket)).count();
+            socket.answer_all();
+            assert!(socket.all_answered());
+            came
+        };
+        assert_eq!(came(), 10);
+        assert!(socket.sample([(3, 0), (7, 0), (99, 0)].into_iter()));
+        assert_eq!(came(), 8);
+        // The eighth is the last one that has room.
+        assert!(socket.sample((0..9).map(|word| (word, 0))));
+        assert_eq!(came(), 2);
+        assert!(socket.sample([(0, u32::MAX)].into_iter()));
+        assert_eq!(came(), 10);
+        assert!(socket.sample(std::iter::empty()));
+        assert_eq!(came(), 10);
+    }
+
+    #[test]
+    fn the_share_is_what_was_asked_for() {
+        let Some(socket) = recorded() else { return };
+        socket.set_recv_buffer(4 << 20).unwrap();
+        socket.sample([(1, 1 << 30)].into_iter());
+        (0..1_000).for_each(|_| socket.send(&noop(1)).unwrap());
+        let came = std::iter::from_fn(|| take(&socket)).count();
+        // A quarter; the bounds are six standard deviations off.
+        assert!((168..=332).contains(&came), "{came} of 1,000");
+    }
+
+    #[test]
+    fn a_word_is_looked_for_up_to_the_end_of_the_attribute() {
+        // Before the copy of the header there is an error of 0: an attribute without anything in it.
+        let at = |at, word| Alike { at, max: 8, word };
+        for (alike, refused) in [(at(20, 5), true), (at(20, 4), false), (at(16, 5), false)] {
+            let socket = Socket::open().unwrap();
+            if socket.record_arrivals(alike).is_err() {
+                return eprintln!("skipped: this process may not load eBPF programs");
+            }
+            socket.sample([(9, 0)].into_iter());
+            socket.send(&noop(9)).unwrap();
+            assert_eq!(take(&socket).is_none(), refused, "{alike:?}");
         }
-        socket.send(&NOOP).unwrap();
-        socket.detach_filter().unwrap();
-        let before = now_ns();
-        socket.send(&NOOP).unwrap();
-        assert_eq!(socket.oldest_arrival_ns(), None, "there is one that has no time");
-        empty(&socket);
-        socket.send(&NOOP).unwrap();
-        assert!(take(&socket).unwrap() >= before);
     }
 }

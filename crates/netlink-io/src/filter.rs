@@ -29,32 +29,28 @@ impl Socket {
     ///
     /// `EINVAL` for a program that the kernel finds wrong, of none or more than 4096 instructions;
     /// `ENOMEM` when it takes more memory than `net.core.optmem_max`; `EPERM` when somebody locked the
-    /// socket's filter (`SO_LOCK_FILTER`). The program there was stays.
+    /// socket's filter (`SO_LOCK_FILTER`); `EBUSY` where arrivals are recorded ([`Socket::sample`] is for that). The
+    /// program there was stays.
     pub fn attach_filter(&self, program: &[FilterInsn]) -> io::Result<()> {
+        if self.records_arrivals() {
+            return Err(Errno::BUSY.into());
+        }
         // The length field has 16 bits.
         if program.len() > usize::from(u16::MAX) {
             return Err(Errno::INVAL.into());
         }
         let program: Vec<_> =
             program.iter().map(|i| SockFilter::new(i.code, i.jt, i.jf, i.k)).collect();
-        let arrivals = self.arrivals.get();
-        arrivals.inspect(|arrivals| arrivals.leave());
-        let attached = SockRef::from(self).attach_filter(&program);
-        if attached.is_err() {
-            arrivals.inspect(|arrivals| arrivals.stay());
-        }
-        attached
+        SockRef::from(self).attach_filter(&program)
     }
 
-    /// Takes the program away, if there is one. Arrivals are recorded again, if they were.
+    /// Takes the program away, if there is one; not the one that records arrivals.
     ///
     /// # Errors
     ///
     /// `EPERM` when somebody locked the socket's filter.
     pub fn detach_filter(&self) -> io::Result<()> {
-        if let Some(arrivals) = self.arrivals.get()
-            && arrivals.attach_to(self).is_ok()
-        {
+        if self.records_arrivals() {
             return Ok(());
         }
         match SockRef::from(self).detach_filter() {

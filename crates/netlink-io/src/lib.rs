@@ -7,7 +7,8 @@
 //! A [`Socket`] is set up for upcalls: connected to the kernel, so that other processes cannot send to
 //! it; without the overflow latch, so that it takes messages again as soon as it has room
 //! ([`Socket::open`] says how); with extended acknowledgements. [`AsyncSocket`] waits for it on tokio.
-//! It may record when each message came ([`Socket::record_arrivals`]). [`SharedWords`] are counters that outlive the process, as the sockets can.
+//! It may record when each message came ([`Socket::record_arrivals`]), and refuse a part of some ([`Socket::sample`]).
+//! [`SharedWords`] are counters that outlive the process, as the sockets can.
 
 mod arrival_order;
 mod arrivals;

@@ -152,8 +152,8 @@ impl Socket {
         }
     }
 
-    /// Records from now on when datagrams come, until the socket is closed, in the time without a filter
-    /// ([`Socket::attach_filter`]), and which are `alike`; the socket must be empty. Costs whoever sends some tens
+    /// Records from now on when datagrams come, until the socket is closed, and which are `alike`; the socket must be
+    /// empty. Costs whoever sends some tens
     /// of nanoseconds, and 192 KiB of memory and a descriptor.
     ///
     /// # Errors
@@ -161,6 +161,14 @@ impl Socket {
     /// `EPERM` without `CAP_BPF` (or `CAP_SYS_ADMIN`), in the initial user namespace; what else the kernel says.
     pub fn record_arrivals(&self, alike: Alike) -> io::Result<()> {
         record_arrivals([self].into_iter(), alike)
+    }
+
+    /// Refuses a part of what comes before it takes room in the receive buffer: of each of these words so many of 2^32
+    /// messages are let in, chosen at random, and all others ([`Alike::word`]). Of the words, eight at most; the
+    /// others count among the others. Neither the sender nor [`MemInfo::drops`] is told of what is refused. A few stores:
+    /// no system call. `false`, and nothing done, where arrivals are not recorded: [`Socket::attach_filter`] is for that.
+    pub fn sample(&self, shares: impl Iterator<Item = (u32, u32)>) -> bool {
+        self.arrivals.get().inspect(|arrivals| arrivals.sample(shares)).is_some()
     }
 
     /// Are arrivals recorded?
@@ -176,7 +184,7 @@ impl Socket {
     }
 
     /// When the datagram of this number came, in nanoseconds of `CLOCK_MONOTONIC`. `None` if that is not
-    /// known: it is not recorded, it is none of the last 8,190, or a filter was in between. Behind a loss it is the
+    /// known: it is not recorded, or is none of the last 8,190. Behind a loss it is the
     /// time of an earlier one, until the socket is found empty.
     pub fn arrival_ns(&self, number: u64) -> Option<u64> {
         self.arrivals.get()?.time_of(number)
@@ -196,16 +204,15 @@ impl Socket {
         }
     }
 
-    /// Is it known that all datagrams that came are answered? `false` where arrivals are not recorded, and while a
-    /// filter is in between.
+    /// Is it known that all datagrams that came are answered? `false` where arrivals are not recorded.
     pub fn all_answered(&self) -> bool {
         self.arrivals.get().is_some_and(Arrivals::all_answered)
     }
 
     /// The number, counted from 1, of the last datagram that is not answered, whether it was taken out or not, and is
     /// like others ([`Alike::bucket`]); of the last of all without a `bucket`. There may be none that is like them, but
-    /// if there is one, this is some; but where arrivals are not recorded, a filter was in between, or, with a
-    /// `bucket`, there are more than 4,096.
+    /// if there is one, this is some; but where arrivals are not recorded or, with a `bucket`, there are more than
+    /// 4,096.
     pub fn last_unanswered(&self, bucket: Option<usize>) -> Option<u64> {
         self.arrivals.get()?.last_unanswered(bucket)
     }

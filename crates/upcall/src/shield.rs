@@ -81,6 +81,9 @@ impl Shield {
 
     /// Makes the kernel refuse what is not to be admitted; gives what is queued by then.
     fn attach(&self) -> io::Result<Backlog> {
+        if self.socket.sample(self.storm.shares()) {
+            return self.backlog();
+        }
         let share = |(port, admit)| PortShare { port, admit };
         let shares: Vec<_> = self.storm.shares().map(share).collect();
         if shares.is_empty() {
@@ -114,8 +117,12 @@ impl Shield {
     /// Works without a shield until the next flood.
     fn give_up(&mut self, err: &io::Error) {
         tracing::warn!(port_id = self.socket.port_id(), %err, "cannot shield an upcall socket");
+        self.take_down();
+    }
+
+    fn take_down(&mut self) {
         self.storm = StormShield::default();
-        let _ = self.socket.detach_filter();
+        let _ = self.attach();
         self.tell();
     }
 }
@@ -124,9 +131,7 @@ impl Drop for Shield {
     /// A successor may get the socket: it must not find a filter that it knows nothing of.
     fn drop(&mut self) {
         if self.storm.is_up() {
-            self.storm = StormShield::default();
-            let _ = self.socket.detach_filter();
-            self.tell();
+            self.take_down();
         }
     }
 }

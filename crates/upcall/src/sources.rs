@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     /// Of an acknowledgement, the copy of a header, without the number in it: as if that were an attribute.
-    const ACK: Alike = Alike { at: 20, max: KEY.len() as u16 };
+    const ACK: Alike = Alike { at: 20, max: KEY.len() as u16, word: 0 };
     const KEY: [u8; 4] = [0x10, 0, 5, 0];
 
     #[test]

@@ -2,7 +2,7 @@
 
 use netlink_io::{Alike, Datagram};
 use ovs_wire::WireError;
-use ovs_wire::key::{FlowKey, KeySummary};
+use ovs_wire::key::{FlowKey, KeySummary, kind};
 use ovs_wire::nl::{NlMsg, NlMsgs};
 use ovs_wire::packet;
 use upcall_core::{Claim, Gather, Lane, Late, PortTally, Tick, Waiting};
@@ -22,8 +22,8 @@ const KEY_AT: u16 = 16 + 4 + 4;
 /// tunnel and no VLAN. With one, some flows look like others: that costs a look into a socket.
 const KEY_MAX: u16 = 132;
 
-/// Upcalls that may be of one flow.
-pub(crate) const ALIKE: Alike = Alike { at: KEY_AT, max: KEY_MAX };
+/// Upcalls that may be of one flow; by their port, the storm shield samples them.
+pub(crate) const ALIKE: Alike = Alike { at: KEY_AT, max: KEY_MAX, word: kind::IN_PORT };
 
 /// A datagram's reading.
 pub(super) struct Reading<'a> {

@@ -1,11 +1,11 @@
-//! The filter program on messages of a real kernel.
+//! Both programs that refuse upcalls, on messages of a real kernel: the filter, and the one that records arrivals.
 
 use anyhow::{Context as _, Result, ensure};
-use netlink_io::FilterInsn;
+use netlink_io::{Alike, FilterInsn};
 use netns_tests::{Bench, Got, TestResult, bench_with, has_per_cpu, station};
 use ovs_features::DispatchMode;
 use ovs_wire::action::USERSPACE_PID_PER_CPU;
-use ovs_wire::filter::{PortShare, sample_ports};
+use ovs_wire::filter::{Insn, PortShare, sample_ports};
 use ovs_wire::key::{KeyAttr, kind};
 use ovs_wire::packet::Execute;
 use ovs_wire::{Action, ActionBuf, AttrBuilder, FlowKey};
@@ -14,6 +14,8 @@ use upcall_testkit::{Frame, HostsConfig, VlanTag};
 
 /// Enough for a frame that does not fit a page, whose upcall is not copied.
 const MTU: u32 = 9000;
+/// Where an upcall has its key, and what of it.
+const UPCALL: Alike = Alike { at: 24, max: 132, word: kind::IN_PORT };
 /// Payload of a frame larger than a page.
 const LARGE_BYTES: usize = 8000;
 
@@ -30,11 +32,49 @@ fn attach(bench: &Bench, program: &[FilterInsn]) -> TestResult {
     bench.sockets.iter().try_for_each(|socket| Ok(socket.attach_filter(program)?))
 }
 
-/// Attaches a program to every socket that admits so many of 2^32 upcalls of port 1.
-fn sample_port_1(bench: &Bench, admit: u32) -> TestResult {
-    let program = sample_ports(&[PortShare { port: 1, admit }]);
-    let insn = |i: &ovs_wire::filter::Insn| FilterInsn { code: i.code, jt: i.jt, jf: i.jf, k: i.k };
-    attach(bench, &program.iter().map(insn).collect::<Vec<_>>())
+/// What refuses upcalls, in the order in which a socket can have them.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    Filter,
+    Record,
+}
+
+impl By {
+    /// Those that there are: before CPUs had sockets, nothing could count in a map's memory (`BPF_FETCH`, 5.12).
+    fn all() -> &'static [Self] {
+        if has_per_cpu() { &[Self::Filter, Self::Record] } else { &[Self::Filter] }
+    }
+
+    /// Has every socket admit so many of 2^32 upcalls of port 1.
+    fn sample_port_1(self, bench: &Bench, admit: u32) -> TestResult {
+        match self {
+            Self::Filter => {
+                let program = sample_ports(&[PortShare { port: 1, admit }]);
+                let insn = |i: &Insn| FilterInsn { code: i.code, jt: i.jt, jf: i.jf, k: i.k };
+                attach(bench, &program.iter().map(insn).collect::<Vec<_>>())
+            }
+            Self::Record => {
+                for socket in &bench.sockets {
+                    if !socket.records_arrivals() {
+                        socket.detach_filter()?;
+                        socket.record_arrivals(UPCALL)?;
+                    }
+                    socket.sample([(1, admit)].into_iter());
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn admit_all(self, bench: &Bench) -> TestResult {
+        for socket in &bench.sockets {
+            match self {
+                Self::Filter => socket.detach_filter()?,
+                Self::Record => ensure!(socket.sample(std::iter::empty())),
+            }
+        }
+        Ok(())
+    }
 }
 
 fn in_port(got: &Got) -> Result<Option<u32>> {
@@ -62,24 +102,27 @@ fn frames() -> Result<Vec<(&'static str, Vec<u8>)>> {
 #[test]
 fn a_port_is_refused_whatever_its_key_and_no_other() -> TestResult {
     bench(async |bench| {
-        sample_port_1(bench, 0)?;
-        for (name, frame) in frames()? {
-            bench.links[0].send(&frame)?;
-            bench.links[1].send(&frame)?;
-            let got = bench.fence(1)?;
-            let ports: Vec<_> = got.iter().map(in_port).collect::<Result<_>>()?;
-            ensure!(ports == [Some(2)], "{name}: upcalls of the ports {ports:?}");
-        }
-        let stats = bench.stats().await?;
-        ensure!(stats.lost == 0, "what a filter refuses is no loss to the kernel: {stats:?}");
-        for socket in &bench.sockets {
-            socket.detach_filter()?;
-            ensure!(socket.mem_info()?.drops == 0, "nor to the socket");
-        }
-        for (name, frame) in frames()? {
-            bench.links[0].send(&frame)?;
-            let got = bench.fence(1)?;
-            ensure!(got.len() == 1 && in_port(&got[0])? == Some(1), "{name}: it is gone");
+        for by in By::all() {
+            by.sample_port_1(bench, 0)?;
+            for (name, frame) in frames()? {
+                bench.links[0].send(&frame)?;
+                bench.links[1].send(&frame)?;
+                let got = bench.fence(1)?;
+                let ports: Vec<_> = got.iter().map(in_port).collect::<Result<_>>()?;
+                ensure!(ports == [Some(2)], "{by:?}, {name}: upcalls of the ports {ports:?}");
+            }
+            let stats = bench.stats().await?;
+            ensure!(stats.lost == 0, "what is refused is no loss to the kernel: {stats:?}");
+            for socket in &bench.sockets {
+                ensure!(socket.mem_info()?.drops == 0, "nor to the socket");
+            }
+            by.admit_all(bench)?;
+            for (name, frame) in frames()? {
+                bench.links[0].send(&frame)?;
+                let got = bench.fence(1)?;
+                let is_in = got.len() == 1 && in_port(&got[0])? == Some(1);
+                ensure!(is_in, "{by:?}, {name}: it is gone");
+            }
         }
         Ok(())
     })
@@ -151,7 +194,6 @@ async fn bring_up(bench: &Bench, key: &[u8], action: &Action<'_>) -> TestResult 
 #[test]
 fn a_tunnel_before_the_port_hides_it_not() -> TestResult {
     bench(async |bench| {
-        sample_port_1(bench, 0)?;
         let pid = match mode() {
             DispatchMode::PerCpu => USERSPACE_PID_PER_CPU,
             DispatchMode::PerVport => bench.sockets[0].port_id(),
@@ -162,52 +204,68 @@ fn a_tunnel_before_the_port_hides_it_not() -> TestResult {
             egress_tun_port: None,
             actions: true,
         };
-        for options in [0, 4, 12, 120] {
-            for (port, expected) in [(1, 0), (2, 1)] {
-                bring_up(bench, &from_tunnel(options, port)?, &userspace).await?;
-                let got = bench.fence(1)?;
-                ensure!(got.len() == expected, "port {port}, {options} bytes: {}", got.len());
-                for got in &got {
-                    let kinds: Vec<_> =
-                        ovs_wire::Attrs::new(got.upcall().key).flatten().map(|a| a.kind).collect();
-                    ensure!(kinds.contains(&kind::TUNNEL), "no tunnel came up: {kinds:?}");
-                }
-            }
-        }
-        // After recirculation, and without a port.
-        for (port, expected) in [(Some(1), 0), (Some(2), 1), (None, 1)] {
-            let mut key = Vec::new();
-            let mut b = AttrBuilder::new(&mut key);
-            if let Some(port) = port {
-                KeyAttr::InPort(port).write(&mut b);
-            }
-            b.finish()?;
-            bring_up(bench, &key, &userspace).await?;
-            let got = bench.fence(1)?;
-            ensure!(got.len() == expected, "port {port:?}: {} came up", got.len());
-            if port.is_some() {
-                bring_up(bench, &key, &Action::Recirc(9)).await?;
-                let got = bench.fence(1)?;
-                ensure!(got.len() == expected, "recirculated, port {port:?}: {}", got.len());
-            }
+        for by in By::all() {
+            by.sample_port_1(bench, 0)?;
+            behind_tunnels(bench, &userspace).await.with_context(|| format!("{by:?}"))?;
+            recirculated_and_without_a_port(bench, &userspace)
+                .await
+                .with_context(|| format!("{by:?}"))?;
         }
         Ok(())
     })
+}
+
+async fn behind_tunnels(bench: &mut Bench, userspace: &Action<'_>) -> TestResult {
+    for options in [0, 4, 12, 120] {
+        for (port, expected) in [(1, 0), (2, 1)] {
+            bring_up(bench, &from_tunnel(options, port)?, userspace).await?;
+            let got = bench.fence(1)?;
+            ensure!(got.len() == expected, "port {port}, {options} bytes: {}", got.len());
+            for got in &got {
+                let kinds: Vec<_> =
+                    ovs_wire::Attrs::new(got.upcall().key).flatten().map(|a| a.kind).collect();
+                ensure!(kinds.contains(&kind::TUNNEL), "no tunnel came up: {kinds:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn recirculated_and_without_a_port(bench: &mut Bench, userspace: &Action<'_>) -> TestResult {
+    for (port, expected) in [(Some(1), 0), (Some(2), 1), (None, 1)] {
+        let mut key = Vec::new();
+        let mut b = AttrBuilder::new(&mut key);
+        if let Some(port) = port {
+            KeyAttr::InPort(port).write(&mut b);
+        }
+        b.finish()?;
+        bring_up(bench, &key, userspace).await?;
+        let got = bench.fence(1)?;
+        ensure!(got.len() == expected, "port {port:?}: {} came up", got.len());
+        if port.is_some() {
+            bring_up(bench, &key, &Action::Recirc(9)).await?;
+            let got = bench.fence(1)?;
+            ensure!(got.len() == expected, "recirculated, port {port:?}: {}", got.len());
+        }
+    }
+    Ok(())
 }
 
 #[test]
 fn the_kernel_draws_the_share_it_is_told() -> TestResult {
     const SENT: usize = 1000;
     bench(async |bench| {
-        // A quarter; the bounds are six standard deviations off.
-        sample_port_1(bench, 1 << 30)?;
-        let (_, frame) = frames()?.swap_remove(0);
-        for _ in 0..SENT {
-            bench.links[0].send(&frame)?;
+        for by in By::all() {
+            // A quarter; the bounds are six standard deviations off.
+            by.sample_port_1(bench, 1 << 30)?;
+            let (_, frame) = frames()?.swap_remove(0);
+            for _ in 0..SENT {
+                bench.links[0].send(&frame)?;
+            }
+            let admitted = bench.fence(1)?.len();
+            ensure!((168..=332).contains(&admitted), "{by:?}: {admitted} of {SENT}");
+            ensure!(bench.stats().await?.lost == 0);
         }
-        let admitted = bench.fence(1)?.len();
-        ensure!((168..=332).contains(&admitted), "{admitted} of {SENT}");
-        ensure!(bench.stats().await?.lost == 0);
         Ok(())
     })
 }

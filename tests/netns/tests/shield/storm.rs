@@ -128,15 +128,16 @@ fn median_ns(tally: &Tally, flows: std::ops::Range<u32>) -> Result<u64> {
     Ok(all[all.len() / 2])
 }
 
-/// Two pairs of ports. From one comes a new flow now and then, from the other a flood.
-fn run(shield: &str, flood_threads: u8) -> Result<Run> {
+/// Two pairs of ports. From one comes a new flow now and then, from the other a flood. Where arrival times are told,
+/// the program that records them refuses what is too much, otherwise a filter.
+fn run(shield: &str, arrival_times: &str, flood_threads: u8) -> Result<Run> {
     let cpu = *cpu::usable()?.last().context("no CPU")?;
     let lab = Lab::start(Hosts::new(4)?, |builder| {
         let builder = builder.dispatch("per-cpu").install("never").handler("cross-connect");
         let builder = builder.option("--cross-connect", "p0=p1").option("--cross-connect", "p2=p3");
         // Or it would leave that CPU to the flood, and keep up with it.
         let builder = builder.option("--placement", &cpu.to_string());
-        builder.option("--storm-shield", shield)
+        builder.option("--storm-shield", shield).option("--arrival-times", arrival_times)
     })?;
     let receiver = Receiver::raw(&lab.hosts[1].ns, HOST_LINK)?;
     let quiet = |first_flow, flows| -> Result<()> {
@@ -176,11 +177,20 @@ fn run(shield: &str, flood_threads: u8) -> Result<Run> {
 
 #[test]
 fn a_flood_costs_a_quiet_port_nothing() -> TestResult {
+    shielded("a_flood_costs_a_quiet_port_nothing", "on")
+}
+
+#[test]
+fn nor_does_it_where_no_program_may_be_loaded() -> TestResult {
+    shielded("nor_does_it_where_no_program_may_be_loaded", "off")
+}
+
+fn shielded(test: &str, arrival_times: &str) -> TestResult {
     if !has_per_cpu() {
-        skip_ok("a_flood_costs_a_quiet_port_nothing", "no sockets that ports share before 5.15");
+        skip_ok(test, "no sockets that ports share before 5.15");
         return Ok(());
     }
-    let run = run("on", FLOOD_THREADS)?;
+    let run = run("on", arrival_times, FLOOD_THREADS)?;
     ensure!(run.quiet_lost == 0, "{} lost\n{}", run.quiet_lost, run.log);
     // An estimate from the few that were let in: an emulated reader lets in some hundred a second, and what
     // follows from so few is wrong by more than a bound could say. The model of `upcall-core` has one.
@@ -202,7 +212,7 @@ fn without_the_shield_a_flood_costs_a_quiet_port_packets() -> TestResult {
         skip_ok(test, "no sockets that ports share before 5.15");
         return Ok(());
     }
-    let run = run("off", FLOOD_THREADS_UNSHIELDED)?;
+    let run = run("off", "on", FLOOD_THREADS_UNSHIELDED)?;
     // How much more than is read, the emulator decides; that it is too much, the loss shows.
     ensure!(2 * run.sent >= 3 * run.stats.upcalls_received, "no flood: {:?}", run.stats);
     ensure!(run.quiet_lost > 0 && run.stats.lost_full > 0, "{:?}", run.stats);
