@@ -166,8 +166,9 @@ const fn call(helper: u32) -> u64 {
 }
 
 /// Refuses the part of messages that the shares in the memory of the map with this descriptor say. Of all others
-/// writes the time, and the message's number where its hash says, there; lets them pass whole. Messages of several CPUs get numbers of their own; of those that come
-/// at the same moment, one that is queued first may have the later number, and its time be that of the other.
+/// writes the time, and the message's number where its hash says, there; lets them pass whole. Messages of several
+/// CPUs get numbers of their own; of those that come at the same moment, one that is queued first may have the later
+/// number, and its time be that of the other.
 pub(super) fn write(map: u32, alike: Alike) -> Vec<u64> {
     let mut program = vec![mov(MESSAGE, R1)];
     program.extend(wide(VALUE, MAP_VALUE, u64::from(map)));
